@@ -1,0 +1,326 @@
+"""From a ConfigDict at the door to frozen, validated dataclasses inside.
+
+A config file (configs/*.py) gives every field; no default lives here or anywhere else. What a field
+means stands above it in the config files; what it must satisfy stands here, and every refusal names
+the field, the value found and the value wanted.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import types
+import typing
+
+from policylong.errors import UserError
+
+
+class ConfigError(UserError):
+  """A field is missing, unknown, of the wrong type, or contradicts another."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Where documents come from. `path` is a file, a glob, a folder, or a TFDS builder name."""
+  name: str
+  kind: str  # jsonl | parquet | text | tfds
+  path: str
+  id_field: str
+  text_field: str
+  split: str
+
+  def __post_init__(self):
+    _one_of("corpus.sources.kind", self.kind, ("jsonl", "parquet", "text", "tfds"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """The base model: an HF directory or a GGUF file."""
+  path: str
+  sha256: str
+  rope_theta: float | None
+  yarn_factor: float | None
+  scoring_dtype: str
+
+  def __post_init__(self):
+    _one_of("model.scoring_dtype", self.scoring_dtype, ("float32", "bfloat16"))
+    for name in ("rope_theta", "yarn_factor"):
+      value = getattr(self, name)
+      if value is not None:
+        _at_least(f"model.{name}", value, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+  """What is read, how it is cut into chunks, which sources give root documents."""
+  sources: tuple[Source, ...]
+  root_sources: tuple[str, ...]
+  chunk_chars: int
+  cache_dir: str
+
+  def __post_init__(self):
+    if not self.sources:
+      raise ConfigError("corpus.sources is empty: name at least one source of documents")
+    names = [source.name for source in self.sources]
+    if len(set(names)) < len(names):
+      raise ConfigError(f"corpus.sources has a name twice: {names}")
+    for name in self.root_sources:
+      _one_of("corpus.root_sources", name, tuple(names))
+    _at_least("corpus.chunk_chars", self.chunk_chars, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Retrieval:
+  """The embedder and the index over the corpus's chunks; both are frozen for the whole run."""
+  embedder: str
+  embedder_path: str
+  embedder_sha256: str
+  embedder_max_tokens: int
+  embedder_batch: int
+  query_instruction: str
+  index: str
+  leaves: int | None
+  target_recall: float
+
+  def __post_init__(self):
+    _one_of("retrieval.embedder", self.embedder, ("minilm", "qwen3", "hashed"))
+    _one_of("retrieval.index", self.index, ("exact", "scann"))
+    _at_least("retrieval.embedder_batch", self.embedder_batch, 1)
+    _at_least("retrieval.embedder_max_tokens", self.embedder_max_tokens, 8)
+    if self.leaves is not None:
+      _at_least("retrieval.leaves", self.leaves, 1)
+    _between("retrieval.target_recall", self.target_recall, 0.5, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Screening:
+  """What the policy is asked about the corpus each round."""
+  roots_per_round: int
+  root_tokens: int
+  min_root_tokens: int
+  skip_tokens: int
+  alpha: float
+  max_anchors_per_root: int
+  query_window: int
+  top_k: int
+  near_copy_ngram: int
+  control_chunks: int
+  epsilon: float | None
+  epsilon_from_control: float | None
+  control_margin: float | None
+  negatives: str
+  negatives_per_positive: int
+  max_chunk_tokens: int
+  bucket_multiple: int
+  tokens_per_batch: int
+  roots_per_shard: int
+
+  def __post_init__(self):
+    for name in ("roots_per_round", "max_anchors_per_root", "query_window", "top_k", "near_copy_ngram",
+                 "max_chunk_tokens", "bucket_multiple", "roots_per_shard", "skip_tokens"):
+      _at_least(f"screening.{name}", getattr(self, name), 1)
+    for name in ("control_chunks", "negatives_per_positive"):
+      _at_least(f"screening.{name}", getattr(self, name), 0)
+    _between("screening.min_root_tokens", self.min_root_tokens, 2, self.root_tokens)
+    if self.skip_tokens >= self.min_root_tokens:
+      raise ConfigError(f"screening.skip_tokens is {self.skip_tokens} and leaves nothing of a root of "
+                        f"screening.min_root_tokens = {self.min_root_tokens} tokens: make it smaller")
+    if not math.isfinite(self.alpha):
+      raise ConfigError(f"screening.alpha is {self.alpha}; it must be a finite number of standard deviations")
+    if (self.epsilon is None) == (self.epsilon_from_control is None):
+      raise ConfigError(f"screening.epsilon is {self.epsilon} and screening.epsilon_from_control is "
+                        f"{self.epsilon_from_control}: set exactly one of them, the other to None")
+    if self.epsilon is not None:
+      _between("screening.epsilon", self.epsilon, 0.0, 1.0)
+    if self.epsilon_from_control is not None:
+      _between("screening.epsilon_from_control", self.epsilon_from_control, 0.0, 1.0)
+      if not self.control_chunks:
+        raise ConfigError("screening.epsilon_from_control needs a control, but screening.control_chunks "
+                          "is 0: set it to 1 or more")
+    if self.control_margin is not None:
+      if not math.isfinite(self.control_margin):
+        raise ConfigError(f"screening.control_margin is {self.control_margin}; it must be finite or None")
+      if not self.control_chunks:
+        raise ConfigError("screening.control_margin needs a control, but screening.control_chunks is 0")
+    _one_of("screening.negatives", self.negatives, ("positives", "rejected", "both", "none"))
+    longest = self.max_chunk_tokens + self.root_tokens
+    if self.tokens_per_batch < longest + self.bucket_multiple:
+      raise ConfigError(
+          f"screening.tokens_per_batch is {self.tokens_per_batch}, too small for one row of max_chunk_tokens + "
+          f"root_tokens + bucket_multiple = {longest + self.bucket_multiple} tokens")
+
+
+@dataclasses.dataclass(frozen=True)
+class Synthesis:
+  """What a training sequence is."""
+  sequence_length: int
+  separator: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """The recipe; algorithm.md's table of the design gives the published values."""
+  steps_per_round: int
+  batch_size: int
+  accumulation: int
+  peak_learning_rate: float
+  warmup_fraction: float
+  schedule: str
+  adam_b1: float
+  adam_b2: float
+  weight_decay: float
+  clip_norm: float
+  compute_dtype: str
+  remat: bool
+  checkpoint_every: int
+  keep_checkpoints: int
+
+  def __post_init__(self):
+    for name in ("steps_per_round", "batch_size", "accumulation", "checkpoint_every"):
+      _at_least(f"training.{name}", getattr(self, name), 1)
+    _at_least("training.keep_checkpoints", self.keep_checkpoints, 1)
+    if self.batch_size % self.accumulation:
+      raise ConfigError(f"training.batch_size is {self.batch_size}, not divisible by "
+                        f"training.accumulation = {self.accumulation}")
+    _one_of("training.schedule", self.schedule, ("run", "round"))
+    _one_of("training.compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
+    _between("training.warmup_fraction", self.warmup_fraction, 0.0, 1.0)
+    for name in ("adam_b1", "adam_b2"):
+      _between(f"training.{name}", getattr(self, name), 0.0, 1.0)
+    _at_least("training.weight_decay", self.weight_decay, 0.0)
+    for name in ("peak_learning_rate", "clip_norm"):
+      if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+        raise ConfigError(f"training.{name} is {getattr(self, name)}; it must be above 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+  """Devices along each axis; -1 for at most one axis: all devices that are left."""
+  data: int
+  fsdp: int
+  context: int
+  tensor: int
+
+  def __post_init__(self):
+    sizes = dataclasses.astuple(self)
+    if sizes.count(-1) > 1:
+      raise ConfigError(f"mesh has -1 on more than one axis (data, fsdp, context, tensor = {sizes}); use it once")
+    for name, size in zip(("data", "fsdp", "context", "tensor"), sizes):
+      if size != -1:
+        _at_least(f"mesh.{name}", size, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """What the page shows in full."""
+  roots: int
+  anchors_per_root: int
+
+  def __post_init__(self):
+    _at_least("report.roots", self.roots, 0)
+    _at_least("report.anchors_per_root", self.anchors_per_root, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """One run of PolicyLong."""
+  seed: int
+  rounds: int
+  model: Model
+  corpus: Corpus
+  retrieval: Retrieval
+  screening: Screening
+  synthesis: Synthesis
+  training: Training
+  mesh: Mesh
+  report: Report
+
+  def __post_init__(self):
+    _at_least("rounds", self.rounds, 1)
+    _at_least("seed", self.seed, 0)
+    length, root = self.synthesis.sequence_length, self.screening.root_tokens
+    if length <= root:
+      raise ConfigError(f"synthesis.sequence_length is {length}: it must be more than "
+                        f"screening.root_tokens = {root}, to leave room for contexts")
+    context = self.mesh.context
+    if context > 0 and length % context:
+      raise ConfigError(f"synthesis.sequence_length is {length}, not divisible by mesh.context = {context}")
+    rows = self.mesh.data * self.mesh.fsdp
+    micro = self.training.batch_size // self.training.accumulation
+    if rows > 0 and micro % rows:
+      raise ConfigError(f"training.batch_size / accumulation is {micro} sequences, not divisible by "
+                        f"mesh.data * mesh.fsdp = {rows}")
+
+
+def parse(values) -> Config:
+  """A ConfigDict (or nested dict) as a Config.
+
+  Raises:
+    ConfigError: a field is missing, unknown, of the wrong type, or contradicts another.
+  """
+  if hasattr(values, "to_dict"):
+    values = values.to_dict()
+  return _build(Config, values, "")
+
+
+def to_json(config: Config) -> str:
+  """The exact config as JSON with sorted keys: what a working directory remembers."""
+  return json.dumps(dataclasses.asdict(config), indent=2, sort_keys=True) + "\n"
+
+
+def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+  """Where two config dictionaries differ: lines "field: old -> new"."""
+  lines = []
+  for key in sorted(set(old) | set(new)):
+    a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
+    if isinstance(a, dict) and isinstance(b, dict):
+      lines += differences(a, b, f"{prefix}{key}.")
+    elif a != b:
+      lines.append(f"{prefix}{key}: {a} -> {b}")
+  return lines
+
+
+def _build(kind, values, prefix):
+  if not isinstance(values, dict):
+    raise ConfigError(f"{prefix.rstrip('.') or 'the config'} is {values!r}; it must be a group of fields")
+  hints = typing.get_type_hints(kind)
+  for name in values:
+    if name not in hints:
+      close = difflib.get_close_matches(name, hints, n=1)
+      raise ConfigError(f"{prefix}{name} is not a config field" + (f"; did you mean {prefix}{close[0]}?" if close else
+                        f"; the fields here are {', '.join(sorted(hints))}"))
+  for name in hints:
+    if name not in values:
+      raise ConfigError(f"{prefix}{name} is missing from the config")
+  return kind(**{name: _convert(hint, values[name], prefix + name) for name, hint in hints.items()})
+
+
+def _convert(hint, value, name):
+  if dataclasses.is_dataclass(hint):
+    return _build(hint, value, name + ".")
+  if isinstance(hint, types.UnionType):
+    return None if value is None else _convert(typing.get_args(hint)[0], value, name)
+  if typing.get_origin(hint) is tuple:
+    if not isinstance(value, (tuple, list)):
+      raise ConfigError(f"{name} is {value!r}; it must be a list")
+    return tuple(_convert(typing.get_args(hint)[0], item, f"{name}[{i}]") for i, item in enumerate(value))
+  if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+    raise ConfigError(f"{name} is {value!r}; it must be of type {hint.__name__}")
+  return value
+
+
+def _at_least(name, value, low):
+  if not value >= low:
+    raise ConfigError(f"{name} is {value}; it must be at least {low}")
+
+
+def _between(name, value, low, high):
+  if not low <= value <= high:
+    raise ConfigError(f"{name} is {value}; it must be between {low} and {high}")
+
+
+def _one_of(name, value, allowed):
+  if value not in allowed:
+    raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")

@@ -1,0 +1,133 @@
+"""The small frozen records that pass between the stages. This module imports nothing of ours.
+
+Positions are token positions inside a root document; entropies and losses are in nats.
+`entropy[t]` is always the paper's H_t: the uncertainty about token t given the tokens before it, so
+`entropy[0]` does not exist and is NaN. (`policylong.score` writes the same number one row earlier,
+at the position where the prediction is made.)
+"""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+  """One document of the corpus. `source` names the configured source that it came from."""
+  id: str
+  text: str
+  source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+  """The retrieval unit: characters [start, end) of a document's text."""
+  id: str
+  doc_id: str
+  start: int
+  end: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Root:
+  """A root document as the policy reads it: at most `root_tokens` tokens of one document.
+
+  tokens: int32[T]; characters [start, end) of the document's text are what the tokens spell.
+  """
+  doc_id: str
+  start: int
+  end: int
+  tokens: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class EntropyTrace:
+  """What the policy thinks of a root: entropy f32[T] and nll f32[T], both NaN at position 0."""
+  doc_id: str
+  entropy: np.ndarray
+  nll: np.ndarray
+  policy_step: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Anchor:
+  """A token that the policy cannot predict: entropy > threshold = mean + alpha * std of its root."""
+  doc_id: str
+  position: int
+  entropy: float
+  threshold: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+  """A chunk that an anchor's query retrieved; rank 0 is the most similar one (cosine)."""
+  doc_id: str
+  position: int
+  chunk_id: str
+  similarity: float
+  rank: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """What prepending a chunk does to one anchor's entropy. gain = (before - after) / before.
+
+  kind: "retrieved" or "control" (a random chunk, never used). rank and similarity are those of the
+  anchor's own retrieval; rank is -1 and similarity NaN where another anchor of the root retrieved it.
+  """
+  doc_id: str
+  position: int
+  chunk_id: str
+  kind: str
+  rank: int
+  similarity: float
+  entropy_before: float
+  entropy_after: float
+  gain: float
+  accepted: bool
+  policy_step: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Positive:
+  """An accepted chunk of a root, kept once, with the anchor where it gains most."""
+  doc_id: str
+  chunk_id: str
+  position: int
+  gain: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Negative:
+  """A hard negative: a chunk similar to `of_chunk` (a positive, or a rejected candidate)."""
+  doc_id: str
+  chunk_id: str
+  of_chunk: str
+  similarity: float
+  rank: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+  """Tokens [start, end) of a long sequence and where they come from.
+
+  role: "root", "positive", "negative" or "filler". `doc_id` is the root that the span serves (also for
+  its contexts); `chunk_id` is "" for a root; `position` is the anchor a positive explains, else -1;
+  gain is NaN but for positives; rank orders the positives by gain and the negatives by similarity.
+  """
+  start: int
+  end: int
+  role: str
+  doc_id: str
+  chunk_id: str
+  position: int
+  gain: float
+  rank: int
+  policy_step: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LongSequence:
+  """One training example: tokens int32[L], spans that cover [0, L) in order without a gap."""
+  tokens: np.ndarray
+  spans: tuple[Span, ...]

@@ -1,0 +1,19 @@
+"""Eight simulated CPU devices for every test, and where the fetched material lies."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+import pytest  # noqa: E402
+
+MATERIAL = pathlib.Path(__file__).parents[1] / "material"
+
+
+@pytest.fixture(scope="session")
+def material() -> pathlib.Path:
+  """The folder that `make material` fills: smollm2.gguf, minilm/, sotu/, wiki.jsonl."""
+  if not (MATERIAL / "DONE").exists():
+    pytest.fail(f"{MATERIAL} is missing or incomplete: run `make material`")
+  return MATERIAL
