@@ -51,21 +51,34 @@ class EntropyTrace:
 
 @dataclasses.dataclass(frozen=True)
 class Anchor:
-  """A token that the policy cannot predict: entropy > threshold = mean + alpha * std of its root."""
+  """A token that the policy cannot predict: entropy > threshold = mean + alpha * std of its root.
+
+  token and query are text: the token itself, and what was asked of the index for it.
+  same_document and near_copy count the more similar chunks that were passed over for these reasons.
+  """
   doc_id: str
   position: int
+  token: str
+  query: str
   entropy: float
   threshold: float
+  same_document: int
+  near_copy: int
+  policy_step: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-  """A chunk that an anchor's query retrieved; rank 0 is the most similar one (cosine)."""
+  """A chunk that an anchor's query retrieved; rank 0 is the most similar one (cosine).
+
+  kind "control" is a random chunk, drawn for the whole root: position and rank are -1, similarity NaN.
+  """
   doc_id: str
   position: int
   chunk_id: str
-  similarity: float
+  kind: str
   rank: int
+  similarity: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +87,7 @@ class Verdict:
 
   kind: "retrieved" or "control" (a random chunk, never used). rank and similarity are those of the
   anchor's own retrieval; rank is -1 and similarity NaN where another anchor of the root retrieved it.
+  accepted: the gain passes; of a control it says only what share of random chunks would pass.
   """
   doc_id: str
   position: int

@@ -1,0 +1,160 @@
+"""The on-policy loop: each round, the current policy chooses what it trains on next.
+
+  for each round:
+    policy    = the newest checkpoint (the base model at first)
+    screening : scan the round's roots, retrieve for their anchors, verify, take hard negatives
+    synthesis : shuffle positives and negatives in front of each root, exactly L tokens
+    training  : next-token loss on every token of these sequences
+
+Every stage leaves finished files behind, so `run` may be killed at any instant and called again.
+"""
+
+import logging
+
+import numpy as np
+from etils import epath
+
+from policylong import config as config_lib
+from policylong import tables
+from policylong.corpus.store import open_corpus
+from policylong.errors import UserError
+from policylong.mesh import make_mesh
+from policylong.model import hf
+from policylong.model.tokenizer import load_tokenizer
+from policylong.records import Negative, Positive
+from policylong.report.page import write_report
+from policylong.retrieval.embedders import make_embedder
+from policylong.retrieval.store import open_index
+from policylong.screening.offpolicy import recheck
+from policylong.screening.retrieve import Retriever
+from policylong.screening.scorer import Scorer
+from policylong.screening.screen import Screener, read_roots
+from policylong.screening.summary import offpolicy_gap, summarise
+from policylong.screening.texts import ChunkTokens
+from policylong.synthesis.policylong import synthesize
+from policylong.synthesis.storage import write_sequences
+from policylong.training.train import Trainer
+from policylong.workdir import Round, Workdir, read_json, write_json
+
+log = logging.getLogger(__name__)
+
+
+def run(config: config_lib.Config, directory) -> epath.Path:
+  """Runs or resumes all rounds in the working directory; returns the page's path.
+
+  Raises:
+    UserError: bad input of any kind, in one sentence, before expensive work where that is possible.
+  """
+  workdir = Workdir(directory)
+  workdir.claim(config)
+  if workdir.final_json.exists() and workdir.page.exists():
+    log.info("%s: all %d rounds are done; nothing to do", workdir.directory, config.rounds)
+    return workdir.page
+  loop = _Loop(config, workdir)
+  for index in range(1, config.rounds + 1):
+    round_ = workdir.round(index)
+    if round_.done:
+      round_.drop_shards()
+      continue
+    if not round_.screened_path.exists():
+      loop.screen(round_)
+    loop.train(round_)
+    loop.write_report()
+  loop.finish()
+  return loop.write_report()
+
+
+class _Loop:
+  """What stays the same from round to round, and the stages."""
+
+  def __init__(self, config: config_lib.Config, workdir: Workdir):
+    self.config, self.workdir = config, workdir
+    self.mesh = make_mesh(config.mesh)
+    self.model = hf.read_model_config(config.model.path).with_rope(
+        theta=config.model.rope_theta, yarn_factor=config.model.yarn_factor)
+    self.tokenizer = load_tokenizer(config.model.path)
+    self.trainer = Trainer(config, self.model, self.mesh, workdir)
+    self.corpus = open_corpus(config.corpus)
+    write_json(workdir.corpus_json, self.corpus.summary())
+    # The weights before the index: a broken file should be found before the corpus is embedded.
+    self.state = self.trainer.restore() or self.trainer.initial(hf.load_params(
+        config.model.path, self.model, np.float32, self.mesh, sha256=config.model.sha256))
+    self.embedder = make_embedder(config.retrieval)
+    self.index = open_index(self.corpus, self.embedder, config.retrieval, config.corpus.cache_dir, config.seed)
+    self.chunk_tokens = ChunkTokens(self.corpus, self.tokenizer, config.synthesis.separator,
+                                    config.screening.max_chunk_tokens)
+    self.retriever = Retriever(config.screening, config.seed, self.corpus, self.embedder, self.index,
+                               self.chunk_tokens)
+
+  def scorer(self) -> Scorer:
+    """The current policy as a scoring program."""
+    config = self.config
+    return Scorer(self.state.params, self.model, self.mesh, dtype=config.model.scoring_dtype,
+                  tokens_per_batch=config.screening.tokens_per_batch,
+                  bucket_multiple=config.screening.bucket_multiple)
+
+  def screen(self, round_: Round) -> None:
+    """Screening and synthesis with the current policy; `screened.json` is written last."""
+    config, step = self.config, int(self.state.step)
+    scorer = self.scorer()
+    previous = self.workdir.round(round_.index - 1) if round_.index > 1 else None
+    if previous and not round_.table("offpolicy").exists():
+      tables.write(round_.table("offpolicy"), self.recheck(previous, scorer))
+    Screener(config.screening, config.seed, config.corpus.root_sources, self.corpus, self.tokenizer, self.retriever,
+             self.chunk_tokens, scorer, step).screen(round_)
+    summary = summarise(config.screening, round_, previous)
+    counts = self.synthesize(round_, step)
+    write_json(round_.screened_path, {**summary, **counts})
+    log_summary(summary)
+
+  def recheck(self, previous: Round, scorer: Scorer):
+    """The previous round's accepted dependencies under the current policy."""
+    return recheck(previous, read_json(previous.done_path)["epsilon"], scorer, self.chunk_tokens,
+                   self.config.screening.max_anchors_per_root, int(self.state.step))
+
+  def synthesize(self, round_: Round, policy_step: int) -> dict:
+    """Writes the round's training sequences; returns their counts."""
+    config = self.config
+    roots, _ = read_roots(tables.read(round_.table("roots")))
+    sequences = synthesize(
+        roots, tables.to_records(Positive, tables.read(round_.table("positives"))),
+        tables.to_records(Negative, tables.read(round_.table("negatives"))),
+        chunk_tokens=self.chunk_tokens, filler=self.retriever.filler(round_.index),
+        sequence_length=config.synthesis.sequence_length, seed=config.seed, round_index=round_.index,
+        policy_step=policy_step)
+    written = write_sequences(sequences, round_.directory)
+    wanted = config.training.steps_per_round * config.training.batch_size
+    if not written:
+      raise UserError(f"round {round_.index}: its positives make no whole sequence of "
+                      f"{config.synthesis.sequence_length} tokens: screen more roots or shorten the sequences")
+    return {"sequences": written, "epochs": wanted / written}
+
+  def train(self, round_: Round) -> None:
+    """Trains to the end of the round, then marks the round as done."""
+    self.state = self.trainer.train_round(self.state, round_.index, round_.sequences)
+    round_.finish(read_json(round_.screened_path))
+
+  def finish(self) -> None:
+    """The last policy looks once more at the last round's dependencies."""
+    last = self.workdir.round(self.config.rounds)
+    if not self.workdir.final_json.exists():
+      table = self.recheck(last, self.scorer())
+      tables.write(self.workdir.directory / "offpolicy.parquet", table)
+      write_json(self.workdir.final_json, {"policy_step": int(self.state.step), "offpolicy": offpolicy_gap(table)})
+
+  def write_report(self) -> epath.Path:
+    """The page over all rounds so far."""
+    corpus = self.corpus
+    return write_report(self.workdir.directory, lambda chunk_id: corpus.chunk_text(corpus.chunk_row(chunk_id)))
+
+
+def log_summary(summary: dict) -> None:
+  """One line a round: enough to see a starved one."""
+  own, control = summary["acceptance"]["own"], summary["acceptance"]["control"]
+  log.info("round %d: %d roots, %.1f anchors a root; accepted at epsilon %.3f: own %d of %d (%.2f%%), control %d of %d "
+           "(%.2f%%); %d positives, mean gain %.2f%s", summary["round"], summary["roots"], summary["anchors_per_root"],
+           summary["epsilon"], own["accepted"], own["pairs"], 100 * own["rate"], control["accepted"], control["pairs"],
+           100 * control["rate"], summary["positives"], summary["mean_gain"],
+           "" if summary["offpolicy"] is None else
+           f"; the policy now rejects {100 * summary['offpolicy']['share']:.0f}% of the last round's dependencies")
+

@@ -1,0 +1,52 @@
+"""Runs or resumes PolicyLong: python -m policylong.main --config=configs/demo.py --workdir=runs/demo.
+
+Any field of the config can be overridden: --config.screening.alpha=1.5
+"""
+
+import logging
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from policylong import config as config_lib
+from policylong.errors import UserError, run_command
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/demo.py", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; the same folder resumes it.")
+
+
+def _parse_flags() -> None:
+  """Exits 2 with one sentence on bad usage, as argparse does."""
+  try:
+    rest = flags.FLAGS(sys.argv)
+    if len(rest) > 1:
+      raise flags.Error(f"unexpected argument {rest[1]!r}")
+    for flag in (_CONFIG, _WORKDIR):
+      if flag.value is None:
+        raise flags.Error(f"--{flag.name} is missing")
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    sentence = str(error).strip().splitlines()[0].strip("'\"")
+    print(f"usage error: {sentence}; see --help", file=sys.stderr)
+    sys.exit(2)
+
+
+def main() -> None:
+  """The command."""
+  logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+  logging.getLogger("policylong").setLevel(logging.INFO)
+  config = config_lib.parse(_CONFIG.value)
+  from policylong import loop  # after the flags: --help and mistakes answer at once
+
+  if not _WORKDIR.value:
+    raise UserError("--workdir is empty: name a folder")
+  page = loop.run(config, _WORKDIR.value)
+  print(f"workdir: {_WORKDIR.value}\npage: {page}")
+
+
+if __name__ == "__main__":
+  if any(argument in ("--help", "-h", "-help", "--helpfull") for argument in sys.argv[1:]):
+    print(__doc__ + "\n" + flags.FLAGS.main_module_help())
+    sys.exit(0)
+  _parse_flags()
+  run_command(main)

@@ -1,0 +1,1 @@
+"""What the policy says of the corpus: scan -> anchors -> candidates -> verify -> negatives."""

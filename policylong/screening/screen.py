@@ -1,0 +1,202 @@
+"""One round of screening, shard by shard: the device scans and verifies while the host retrieves.
+
+Each shard of roots goes through scan -> retrieve -> verify; each step leaves a file, and a restart takes
+up where files are missing. The threshold, which may depend on the whole round's control, is then applied
+to the gains, and the round's tables are written.
+"""
+
+import dataclasses
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from tqdm import tqdm
+
+from policylong import config as config_lib
+from policylong import tables
+from policylong.corpus.roots import pieces, root_span, sample_documents
+from policylong.corpus.store import Corpus
+from policylong.errors import UserError
+from policylong.records import Anchor, Candidate, EntropyTrace, Negative, Positive, Root, Verdict
+from policylong.screening import judge
+from policylong.screening.retrieve import Retriever
+from policylong.screening.scorer import Scorer
+from policylong.screening.texts import ChunkTokens
+from policylong.screening.verify import Pair, planned_tokens, verify
+from policylong.workdir import Round
+
+_ROOTS_SCHEMA = pa.schema([
+    ("doc_id", pa.string()), ("source", pa.string()), ("start", pa.int64()), ("end", pa.int64()),
+    ("tokens", pa.list_(pa.int32())), ("pieces", pa.list_(pa.string())), ("entropy", pa.list_(pa.float32())),
+    ("nll", pa.list_(pa.float32())), ("threshold", pa.float64()), ("policy_step", pa.int64())])
+
+
+@dataclasses.dataclass(frozen=True)
+class Screener:
+  """What a round of screening needs. `policy_step` is the training step of the weights in `scorer`."""
+  config: config_lib.Screening
+  seed: int
+  root_sources: tuple[str, ...]
+  corpus: Corpus
+  tokenizer: object
+  retriever: Retriever
+  chunk_tokens: ChunkTokens
+  scorer: Scorer
+  policy_step: int
+
+  def screen(self, round_: Round) -> None:
+    """Writes the round's roots, anchors, verdicts, positives and negatives; finished ones stay.
+
+    Raises:
+      UserError: no root of the round has an anchor, or no candidate was accepted.
+    """
+    shards = self._shards(round_.index)
+    self._score_shards(round_, shards)
+    if not round_.table("verdicts").exists():
+      self._judge(round_, len(shards))
+    if not round_.table("negatives").exists():
+      self._negatives(round_)
+
+  def _shards(self, round_index: int) -> list[list[int]]:
+    config = self.config
+    documents = sample_documents(self.corpus, seed=self.seed, round_index=round_index,
+                                 count=config.roots_per_round, sources=self.root_sources)
+    size = config.roots_per_shard
+    return [documents[i:i + size] for i in range(0, len(documents), size)]
+
+  def _score_shards(self, round_: Round, shards: Sequence[Sequence[int]]) -> None:
+    """Every shard through scan, retrieve and verify; the host retrieves one while the device does others."""
+    todo = [i for i in range(len(shards)) if not round_.shard("verify", i).exists()]
+    if not todo:
+      return
+    waiting: deque[tuple[int, Future]] = deque()
+    with ThreadPoolExecutor(1) as host, tqdm(desc=f"round {round_.index} screening", unit="tok", unit_scale=True,
+                                             mininterval=1.0) as bar:
+      bar.total = 0
+      for i in todo:
+        if not round_.shard("scan", i).exists():
+          self._scan(round_, i, shards[i], bar)
+        waiting.append((i, host.submit(self._retrieve, round_, i)))
+        if len(waiting) > 1:
+          self._verify_next(round_, waiting, bar)
+      while waiting:
+        self._verify_next(round_, waiting, bar)
+
+  def _scan(self, round_: Round, shard: int, documents: Sequence[int], bar: tqdm) -> None:
+    """Entropy and nll of every token of the shard's roots."""
+    config = self.config
+    roots = [root for i in documents if (root := root_span(
+        self.corpus, self.tokenizer, i, root_tokens=config.root_tokens, min_root_tokens=config.min_root_tokens,
+        seed=self.seed)) is not None]
+    bar.total += sum(len(root.tokens) for root in roots)
+    traces = self.scorer.traces([root.tokens for root in roots], bar.update)
+    rows = []
+    for root, (entropy, nll) in zip(roots, traces):
+      document = self.corpus.document(self.corpus.document_index(root.doc_id))
+      known = entropy[1:].astype(np.float64)
+      rows.append((root.doc_id, document.source, root.start, root.end, root.tokens,
+                   pieces(self.tokenizer, document.text[root.start:root.end]), entropy, nll,
+                   float(known.mean() + config.alpha * known.std()), self.policy_step))
+    columns = [list(column) for column in zip(*rows)] or [[] for _ in _ROOTS_SCHEMA]
+    tables.write(round_.shard("scan", shard), pa.table(columns, schema=_ROOTS_SCHEMA))
+
+  def _retrieve(self, round_: Round, shard: int) -> None:
+    """Anchors and candidates of a scanned shard; runs in the host thread."""
+    if round_.shard("candidates", shard).exists():
+      return
+    table = tables.read(round_.shard("scan", shard))
+    roots, traces = read_roots(table)
+    anchors, candidates = self.retriever.candidates(round_.index, roots, table["pieces"].to_pylist(), traces)
+    tables.write(round_.shard("anchors", shard), tables.from_records(Anchor, anchors))
+    tables.write(round_.shard("candidates", shard), tables.from_records(Candidate, candidates))
+
+  def _verify_next(self, round_: Round, waiting: deque, bar: tqdm) -> None:
+    """Scores the oldest retrieved shard: every candidate and control against all anchors of its root."""
+    shard, retrieved = waiting.popleft()
+    retrieved.result()
+    roots, _ = read_roots(tables.read(round_.shard("scan", shard)))
+    anchors = tables.to_records(Anchor, tables.read(round_.shard("anchors", shard)))
+    candidates = tables.to_records(Candidate, tables.read(round_.shard("candidates", shard)))
+    pairs, proposals = _pairs(roots, anchors, candidates, self.chunk_tokens)
+    bar.total += planned_tokens(pairs)
+    scores = verify(self.scorer, pairs, self.config.max_anchors_per_root, bar.update)
+    tables.write(round_.shard("verify", shard), _score_table(pairs, proposals, scores, self.policy_step))
+
+  def _judge(self, round_: Round, shards: int) -> None:
+    """The round's tables up to the positives; `verdicts` is written last."""
+    _collect(round_, "scan", "roots", shards)
+    anchors = _collect(round_, "anchors", "anchors", shards)
+    if not anchors.num_rows:
+      raise UserError(f"round {round_.index}: none of the {tables.read(round_.table('roots')).num_rows} roots has an "
+                      f"anchor at screening.alpha = {self.config.alpha}: lower alpha or screen more roots")
+    scores = pa.concat_tables([tables.read(round_.shard("verify", i)) for i in range(shards)])
+    control = scores.filter(pc.equal(scores["kind"], "control"))["gain"].to_numpy()
+    epsilon, _ = judge.threshold(self.config, control)
+    accepted = pa.array(judge.accepted(scores, epsilon, self.config.control_margin))
+    verdicts = scores.set_column(scores.schema.get_field_index("accepted"), "accepted", accepted)
+    positives = judge.positives(verdicts)
+    if not positives:
+      retrieved = scores.filter(pc.equal(scores["kind"], "retrieved"))
+      best = pc.max(retrieved["gain"]).as_py()
+      raise UserError(
+          f"round {round_.index}: of {retrieved.num_rows} verified (anchor, chunk) pairs none passes: the best gain is "
+          f"{'none' if best is None else format(best, '.3f')}, wanted above epsilon = {epsilon:.3f}; lower "
+          "screening.epsilon, screen more roots or use a larger corpus")
+    tables.write(round_.table("positives"), tables.from_records(Positive, positives))
+    tables.write(round_.table("verdicts"), verdicts)
+
+  def _negatives(self, round_: Round) -> None:
+    verdicts = tables.read(round_.table("verdicts"))
+    positives = tables.to_records(Positive, tables.read(round_.table("positives")))
+    roots, _ = read_roots(tables.read(round_.table("roots")))
+    with_positives = {positive.doc_id for positive in positives}
+    negatives = self.retriever.negatives([root for root in roots if root.doc_id in with_positives], positives,
+                                         judge.rejected(verdicts))
+    tables.write(round_.table("negatives"), tables.from_records(Negative, negatives))
+
+
+def read_roots(table: pa.Table) -> tuple[list[Root], list[EntropyTrace]]:
+  """The roots and traces of a `roots` table (or scan shard)."""
+  roots, traces = [], []
+  for row in table.select(["doc_id", "start", "end", "tokens", "entropy", "nll", "policy_step"]).to_pylist():
+    roots.append(Root(row["doc_id"], row["start"], row["end"], np.asarray(row["tokens"], np.int32)))
+    traces.append(EntropyTrace(row["doc_id"], np.asarray(row["entropy"], np.float32),
+                               np.asarray(row["nll"], np.float32), row["policy_step"]))
+  return roots, traces
+
+
+def _pairs(roots, anchors, candidates, chunk_tokens):
+  """The (chunk, root) pairs of a shard, and for each pair {position: its own Candidate} ({} for a control)."""
+  root_of = {root.doc_id: root for root in roots}
+  positions: dict[str, list[int]] = {}
+  for anchor in anchors:
+    positions.setdefault(anchor.doc_id, []).append(anchor.position)
+  proposals: dict[tuple[str, str], dict] = {}
+  for candidate in candidates:
+    own = proposals.setdefault((candidate.doc_id, candidate.chunk_id), {})
+    if candidate.kind == "retrieved":
+      own[candidate.position] = candidate
+  pairs = [Pair(doc_id, root_of[doc_id].tokens, np.asarray(positions[doc_id], np.int32), chunk_tokens(chunk_id))
+           for doc_id, chunk_id in proposals]
+  return pairs, list(proposals.items())
+
+
+def _score_table(pairs, proposals, scores, policy_step: int) -> pa.Table:
+  """The verdicts of a shard before the threshold is known: `accepted` is false throughout."""
+  verdicts = []
+  for pair, ((doc_id, chunk_id), own), (before, after) in zip(pairs, proposals, scores):
+    kind = "retrieved" if own else "control"
+    for t, h0, h1 in zip(pair.positions.tolist(), before.tolist(), after.tolist()):
+      mine = own.get(t)
+      verdicts.append(Verdict(doc_id, t, chunk_id, kind, mine.rank if mine else -1,
+                              mine.similarity if mine else float("nan"), h0, h1, (h0 - h1) / h0, False, policy_step))
+  return tables.from_records(Verdict, verdicts)
+
+
+def _collect(round_: Round, stage: str, name: str, shards: int) -> pa.Table:
+  table = pa.concat_tables([tables.read(round_.shard(stage, i)) for i in range(shards)])
+  tables.write(round_.table(name), table)
+  return table

@@ -1,0 +1,71 @@
+"""A screened round in numbers: counts and rates, read off its tables."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from policylong import config as config_lib
+from policylong import tables
+from policylong.screening import judge
+from policylong.workdir import Round
+
+
+def summarise(config: config_lib.Screening, round_: Round, previous: Round | None) -> dict:
+  """The round's summary for `screened.json`, `DONE.json` and the page; entropies in nats.
+
+  Acceptance is counted over (anchor, chunk) pairs: "own" pairs an anchor with what it retrieved itself,
+  "other" with what another anchor of its root retrieved, "retrieved" is both, "control" random chunks.
+  """
+  roots = tables.read(round_.table("roots"))
+  anchors = tables.read(round_.table("anchors"))
+  verdicts = tables.read(round_.table("verdicts"))
+  positives = tables.read(round_.table("positives"))
+  entropy = roots["entropy"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+  entropy = entropy[~np.isnan(entropy)].astype(np.float64)
+  kinds = verdicts["kind"].to_numpy(zero_copy_only=False)
+  ranks, gains = verdicts["rank"].to_numpy(), verdicts["gain"].to_numpy()
+  accepted = verdicts["accepted"].to_numpy(zero_copy_only=False)
+  retrieved = kinds == "retrieved"
+  epsilon, source = judge.threshold(config, gains[~retrieved])
+  groups = {"own": retrieved & (ranks >= 0), "other": retrieved & (ranks < 0), "retrieved": retrieved,
+            "control": ~retrieved}
+  taken = gains[retrieved & accepted]
+  return {
+      "round": round_.index,
+      "policy_step": roots["policy_step"][0].as_py(),
+      "roots": roots.num_rows,
+      "root_tokens": int(pc.sum(pc.list_value_length(roots["tokens"])).as_py()),
+      "roots_without_anchors": roots.num_rows - len(pc.unique(anchors["doc_id"])),
+      "roots_with_positives": len(pc.unique(positives["doc_id"])),
+      "entropy": {"mean": float(entropy.mean()), "std": float(entropy.std()),
+                  "percentiles": {str(p): float(np.percentile(entropy, p)) for p in (5, 25, 50, 75, 95)}},
+      "anchors": anchors.num_rows,
+      "anchors_per_root": anchors.num_rows / roots.num_rows,
+      "epsilon": epsilon,
+      "epsilon_source": source,
+      "acceptance": {name: _rate(accepted[members]) for name, members in groups.items()},
+      "excluded": {name: int(pc.sum(anchors[name]).as_py()) for name in ("same_document", "near_copy")},
+      "positives": positives.num_rows,
+      "negatives": tables.read(round_.table("negatives")).num_rows,
+      "mean_gain": float(taken.mean()),
+      "overlap": _overlap(positives, tables.read(previous.table("positives"))) if previous else None,
+      "offpolicy": offpolicy_gap(tables.read(round_.table("offpolicy"))) if previous else None,
+  }
+
+
+def offpolicy_gap(rechecks: pa.Table) -> dict:
+  """How many of an earlier round's accepted dependencies a later policy would reject."""
+  rejected = int(pc.sum(rechecks["rejected"]).as_py() or 0)
+  return {"verified": rechecks.num_rows, "rejected": rejected, "share": rejected / max(1, rechecks.num_rows)}
+
+
+def _rate(accepted: np.ndarray) -> dict:
+  count = int(accepted.sum())
+  return {"pairs": len(accepted), "accepted": count, "rate": count / max(1, len(accepted))}
+
+
+def _overlap(now: pa.Table, before: pa.Table) -> dict:
+  """Chunks that are positive in both rounds, whatever their roots; the share is of this round's."""
+  mine, theirs = set(now["chunk_id"].to_pylist()), set(before["chunk_id"].to_pylist())
+  shared = len(mine & theirs)
+  return {"shared": shared, "before": len(theirs), "share": shared / len(mine)}

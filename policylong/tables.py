@@ -1,0 +1,54 @@
+"""Lists of frozen records as Parquet tables, and back: one column a field, one row a record.
+
+The bytes depend on the records alone (no clock, no path), so that an interrupted and restarted run
+ends with the same files.
+"""
+
+import dataclasses
+import io
+import typing
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from etils import epath
+
+from policylong.errors import UserError
+from policylong.workdir import write_atomically
+
+_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+
+
+def from_records(kind: type, records: Sequence) -> pa.Table:
+  """A table with the fields of dataclass `kind` as columns; fields are str, int, float or bool."""
+  hints = typing.get_type_hints(kind)
+  schema = pa.schema([(field.name, _TYPES[hints[field.name]]) for field in dataclasses.fields(kind)])
+  columns = [[getattr(record, name) for record in records] for name in schema.names]
+  return pa.table(columns, schema=schema)
+
+
+def to_records(kind: type, table: pa.Table) -> list:
+  """The records that `from_records` wrote."""
+  names = [field.name for field in dataclasses.fields(kind)]
+  columns = [table.column(name).to_pylist() for name in names]
+  return [kind(*row) for row in zip(*columns)]
+
+
+def write(path: epath.Path, table: pa.Table) -> None:
+  """Writes a Parquet file whole or not at all."""
+  buffer = io.BytesIO()
+  pq.write_table(table, buffer, compression="zstd")
+  write_atomically(path, buffer.getvalue())
+
+
+def read(path: epath.Path) -> pa.Table:
+  """Reads a Parquet file of this package.
+
+  Raises:
+    UserError: the file is missing or damaged.
+  """
+  try:
+    return pq.read_table(io.BytesIO(epath.Path(path).read_bytes()))
+  except (FileNotFoundError, pa.ArrowInvalid, OSError) as error:
+    raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): delete it and start again, "
+                    "and it is made anew") from error

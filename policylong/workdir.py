@@ -1,0 +1,132 @@
+"""Where things lie in a working directory, atomic writes, and what is finished.
+
+The only module that knows the folder layout:
+
+  config.json                    the exact config; a different one is refused
+  corpus.json                    what was read: documents, chunks, bad records
+  checkpoints/<step>/            Orbax
+  rounds/<r>/*.parquet           tables for people, r = 1 .. rounds
+  rounds/<r>/sequences/          array_record for training
+  rounds/<r>/shards/             unfinished work, gone when the round is done
+  rounds/<r>/DONE.json           counts, hashes, policy step; written last
+  final.json                     the last policy's view of the last round; written when the run is done
+  metrics.jsonl, tensorboard/, report/index.html
+"""
+
+import hashlib
+import json
+
+from etils import epath
+
+from policylong import config as config_lib
+from policylong.errors import UserError
+
+
+def write_atomically(path: epath.Path, data: bytes) -> None:
+  """Writes a file whole or not at all: a temporary beside it, then a rename."""
+  path = epath.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f".{path.name}.tmp")
+  temporary.write_bytes(data)
+  temporary.rename(path)
+
+
+def write_json(path: epath.Path, value: dict) -> None:
+  """JSON with sorted keys, whole or not at all."""
+  write_atomically(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+def read_json(path: epath.Path) -> dict:
+  """Reads what `write_json` wrote.
+
+  Raises:
+    UserError: the file is missing or is not JSON.
+  """
+  try:
+    return json.loads(epath.Path(path).read_text())
+  except (OSError, ValueError) as error:
+    raise UserError(f"{path} cannot be read as JSON ({error})") from error
+
+
+class Round:
+  """The folder of one round, r = 1 .. rounds."""
+
+  def __init__(self, directory: epath.Path, index: int):
+    self.index = index
+    self.directory = directory
+
+  @property
+  def done_path(self) -> epath.Path:
+    """The marker that is written last."""
+    return self.directory / "DONE.json"
+
+  @property
+  def done(self) -> bool:
+    """Whether the round is finished, training included."""
+    return self.done_path.exists()
+
+  def table(self, name: str) -> epath.Path:
+    """A finished table of the round, e.g. "verdicts"."""
+    return self.directory / f"{name}.parquet"
+
+  def shard(self, stage: str, index: int) -> epath.Path:
+    """The output of one stage for one shard of the round's roots."""
+    return self.directory / "shards" / f"{stage}-{index:05d}.parquet"
+
+  @property
+  def sequences(self) -> epath.Path:
+    """The folder of the training sequences."""
+    return self.directory / "sequences"
+
+  @property
+  def screened_path(self) -> epath.Path:
+    """The round's counts up to the sequences; when it is there, only training is left."""
+    return self.directory / "screened.json"
+
+  def finish(self, summary: dict) -> None:
+    """Marks the round as done with its counts and the hash of each table, and drops its shards."""
+    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+             for path in sorted(self.directory.glob("*.parquet"))}
+    write_json(self.done_path, {**summary, "files": files})
+    self.drop_shards()
+
+  def drop_shards(self) -> None:
+    """Removes the unfinished work of a finished round."""
+    if (self.directory / "shards").exists():
+      (self.directory / "shards").rmtree()
+
+
+class Workdir:
+  """One run's folder."""
+
+  def __init__(self, directory):
+    self.directory = epath.Path(directory)
+    self.checkpoints = self.directory / "checkpoints"
+    self.metrics = self.directory / "metrics.jsonl"
+    self.tensorboard = self.directory / "tensorboard"
+    self.corpus_json = self.directory / "corpus.json"
+    self.final_json = self.directory / "final.json"
+    self.page = self.directory / "report" / "index.html"
+
+  def round(self, index: int) -> Round:
+    """The folder of round `index`, counted from 1."""
+    return Round(self.directory / "rounds" / str(index), index)
+
+  def claim(self, config: config_lib.Config) -> None:
+    """Makes the folder this config's own, or checks that it already is.
+
+    Raises:
+      UserError: the folder belongs to another config (the difference is shown), or is not ours.
+    """
+    path = self.directory / "config.json"
+    text = config_lib.to_json(config)
+    if path.exists():
+      found = read_json(path)
+      if difference := config_lib.differences(found, json.loads(text)):
+        raise UserError(f"{self.directory} belongs to another config; choose another --workdir or undo: "
+                        + "; ".join(difference))
+      return
+    # A kill during the very first write leaves only the temporary, which is ours.
+    if self.directory.exists() and any(p.name != ".config.json.tmp" for p in self.directory.iterdir()):
+      raise UserError(f"{self.directory} is not empty and has no config.json: choose another --workdir")
+    write_atomically(path, text.encode())
