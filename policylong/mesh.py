@@ -1,0 +1,81 @@
+"""The device mesh, the logical axes of arrays, and the one table that maps these onto that.
+
+Weights and activations name their dimensions ("embed", "heads", "batch", ...); `RULES` says over which
+mesh axes each is split. Weights are split over fsdp and context together, so that a long-context mesh
+holds no weight twice; heads, MLP columns and the vocabulary over tensor; batches over data and fsdp.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from policylong import config
+from policylong.errors import UserError
+
+AXES = ("data", "fsdp", "context", "tensor")
+
+# logical axis -> mesh axes; an axis that is None in a declaration is whole on every device
+RULES = (
+    ("batch", ("data", "fsdp")),
+    ("sequence", ("context",)),
+    ("layers", ()),
+    ("vocab", ("tensor",)),
+    ("embed", ("fsdp", "context")),
+    ("heads", ("tensor",)),
+    ("kv_heads", ("tensor",)),
+    ("head_dim", ()),
+    ("mlp", ("tensor",)),
+)
+
+
+def make_mesh(sizes: config.Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+  """A mesh with the axes `AXES` over `devices` (all of them by default); a size of -1 takes what is left.
+
+  Raises:
+    UserError: the sizes do not multiply to the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  shape = [getattr(sizes, axis) for axis in AXES]
+  fixed = math.prod(size for size in shape if size != -1)
+  named = ", ".join(f"{axis} {size}" for axis, size in zip(AXES, shape))
+  if -1 in shape:
+    if len(devices) % fixed:
+      raise UserError(f"mesh ({named}) needs a multiple of {fixed} devices, but there are {len(devices)}")
+    shape[shape.index(-1)] = len(devices) // fixed
+  elif fixed != len(devices):
+    raise UserError(f"mesh ({named}) needs {fixed} devices, but there are {len(devices)}")
+  return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def partition_spec(logical_axes: Sequence[str | None]) -> PartitionSpec:
+  """The mesh axes of each dimension, by `RULES`; None is whole on every device."""
+  rules = dict(RULES)
+  return PartitionSpec(*(None if axis is None else rules[axis] or None for axis in logical_axes))
+
+
+def sharding(mesh: jax.sharding.Mesh, logical_axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
+  """How an array of `shape` with these logical axes lies on `mesh`.
+
+  Raises:
+    UserError: a dimension is not divisible by the devices that it is split over.
+  """
+  spec = partition_spec(logical_axes)
+  for logical, axes, size in zip(logical_axes, spec, shape, strict=True):
+    parts = math.prod(mesh.shape[axis] for axis in axes or ())
+    if size % parts:
+      raise UserError(f"the model's {logical} dimension is {size}, not divisible by mesh.{' * mesh.'.join(axes)} = "
+                      f"{parts}: choose mesh sizes that divide it")
+  return NamedSharding(mesh, spec)
+
+
+def constrain(x: jax.Array, logical_axes: Sequence[str | None]) -> jax.Array:
+  """Fixes how an activation lies on the mesh of `jax.set_mesh`; the array itself where none is set.
+
+  Inside `jax.shard_map` an array is already one device's share, so nothing is asked of it there.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or any(kind != AxisType.Auto for kind in mesh.axis_types):
+    return x
+  return jax.lax.with_sharding_constraint(x, partition_spec(logical_axes))

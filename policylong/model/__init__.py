@@ -1,0 +1,1 @@
+"""The policy: its decoder, its weights in and out, its tokenizer."""

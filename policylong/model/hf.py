@@ -1,0 +1,241 @@
+"""Weights in and out: an HF directory (safetensors) or a GGUF file in, an HF directory out.
+
+Import goes weight by weight: one stacked array at a time is on the host beside what is already on the
+devices, and one tensor of the checkpoint beside that; the model is never there twice.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from contextlib import ExitStack
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+import tqdm
+
+from policylong.errors import UserError
+from policylong.model import gguf_file, hf_config
+from policylong.model.names import NAMES, Tensor, ignored, lookup, our_shape, tensors, to_ours, to_theirs
+from policylong.model.qwen import ModelConfig, Params, abstract_params
+
+_INDEX = "model.safetensors.index.json"
+# transformers reads shards of any size; 5 GB is what it writes
+SHARD_BYTES = 5_000_000_000
+
+
+class Source(Protocol):
+  """A checkpoint: named tensors. `kind` is the column of names ("hf" or "gguf"), `where` is for errors."""
+  kind: str
+  where: str
+
+  def shapes(self) -> dict[str, tuple[int, ...]]:
+    """Each tensor's shape."""
+
+  def read(self, tensor: Tensor) -> np.ndarray:
+    """One tensor."""
+
+
+def read_model_config(path: str | os.PathLike) -> ModelConfig:
+  """What model an HF directory or a GGUF file holds.
+
+  Raises:
+    UserError: nothing readable is there, the architecture is unknown, or it uses what is not supported.
+  """
+  path = pathlib.Path(path)
+  if path.is_dir():
+    return hf_config.read_config(path)
+  return gguf_file.read_config(path)
+
+
+def load_params(path: str | os.PathLike, config: ModelConfig, dtype: jnp.dtype,
+                mesh: jax.sharding.Mesh | None = None, sha256: str = "") -> Params:
+  """The weights of an HF directory or a GGUF file as parameters in `dtype`, on `mesh` where one is given.
+
+  `sha256`, if not empty, is checked first: of the GGUF file or of model.safetensors; of several safetensors
+  files it is that of their bytes one after another, in the order of their names.
+
+  Raises:
+    UserError: a file is missing, damaged or has another hash; a tensor is unknown, there twice, missing or of
+      the wrong shape; or the mesh does not divide a dimension.
+  """
+  path = pathlib.Path(path)
+  files = _safetensors_files(path) if path.is_dir() else [path]
+  if sha256:
+    _check_hash(path, files, sha256)
+  with ExitStack() as stack:
+    source = (SafetensorsSource(path, files, stack) if path.is_dir() else
+              gguf_file.GGUFSource(path, config))
+    wanted = tensors(config, source.kind)
+    _check(source, config, wanted)
+    return _read(source, config, wanted, abstract_params(config, dtype, mesh))
+
+
+def _check(source: Source, config: ModelConfig, wanted: list[Tensor]) -> None:
+  """Compares names and shapes before anything is read."""
+  found = source.shapes()
+  expected = {tensor.name: tensor.shape for tensor in wanted}
+  for name in found:
+    if name not in expected and not ignored(name, config):
+      raise UserError(f"tensor {name} in {source.where} fits no weight of this {config.family} model "
+                      f"with {config.num_layers} layers")
+  for name, shape in expected.items():
+    if name not in found:
+      raise UserError(f"tensor {name} is missing from {source.where}; a {config.family} model needs it")
+    if found[name] != shape:
+      raise UserError(f"tensor {name} in {source.where} has shape {list(found[name])}, wanted {list(shape)}")
+
+
+def _read(source: Source, config: ModelConfig, wanted: list[Tensor], abstract: Params) -> Params:
+  """Fills one stacked host array after another and puts each on the devices."""
+  params = jax.tree.map(lambda leaf: None, abstract)
+  progress = tqdm.tqdm(total=len(wanted), desc="reading weights", unit="tensor", disable=None, leave=False)
+  for entry in NAMES:
+    target = lookup(abstract, entry.path)
+    if target is None:
+      continue
+    host = np.empty(target.shape, target.dtype)
+    shape = our_shape(target, entry)
+    for tensor in (tensor for tensor in wanted if tensor.entry is entry):
+      host[... if tensor.layer is None else tensor.layer] = to_ours(entry, source.read(tensor), shape)
+      progress.update()
+    parent = lookup(params, entry.path[:-1])
+    parent[entry.path[-1]] = _place(host, target.sharding)
+  progress.close()
+  return params
+
+
+def _place(host: np.ndarray, sharding) -> jax.Array:
+  if sharding is None:
+    return jnp.asarray(host)
+  return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+class SafetensorsSource:
+  """The tensors of one or several safetensors files."""
+  kind = "hf"
+
+  def __init__(self, path: pathlib.Path, files: list[pathlib.Path], stack: ExitStack):
+    self.where = str(path)
+    self._owner = {}
+    for file in files:
+      try:
+        opened = stack.enter_context(safetensors.safe_open(file, "np"))
+      except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{file} is missing, truncated or no safetensors file ({error}): fetch it again") from error
+      for name in opened.keys():  # noqa: SIM118 (no mapping)
+        if name in self._owner:
+          raise UserError(f"tensor {name} is in {self.where} twice (again in {file.name}); keep one of them")
+        self._owner[name] = opened
+
+  def shapes(self) -> dict[str, tuple[int, ...]]:
+    """Each tensor's shape."""
+    return {name: tuple(opened.get_slice(name).get_shape()) for name, opened in self._owner.items()}
+
+  def read(self, tensor: Tensor) -> np.ndarray:
+    """One tensor in its stored dtype.
+
+    Raises:
+      UserError: it does not hold plain floats (a quantised checkpoint).
+    """
+    opened = self._owner[tensor.name]
+    dtype = opened.get_slice(tensor.name).get_dtype()
+    if dtype not in ("F64", "F32", "F16", "BF16"):
+      raise UserError(f"tensor {tensor.name} in {self.where} is of type {dtype}, wanted F32, F16 or BF16")
+    return opened.get_tensor(tensor.name)
+
+
+def _safetensors_files(path: pathlib.Path) -> list[pathlib.Path]:
+  """The weight files of an HF directory, in the order of their names."""
+  index = path / _INDEX
+  if not index.exists():
+    single = path / "model.safetensors"
+    if not single.exists():
+      raise UserError(f"{path} has neither model.safetensors nor {_INDEX}: give an HF model directory with "
+                      "safetensors weights, or a GGUF file")
+    return [single]
+  try:
+    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+  except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    raise UserError(f"{index} cannot be read as an index of weight files ({error!r})") from error
+  for name in names:
+    if pathlib.PurePath(name).name != name or not (path / name).is_file():
+      raise UserError(f"{index} names the weight file {name!r}, which is not in {path}")
+  return [path / name for name in names]
+
+
+def _check_hash(path: pathlib.Path, files: list[pathlib.Path], wanted: str) -> None:
+  digest = hashlib.sha256()
+  for file in files:
+    try:
+      with open(file, "rb") as reader:
+        while block := reader.read(1 << 22):
+          digest.update(block)
+    except OSError as error:
+      raise UserError(f"model file {file} cannot be read ({error.strerror})") from error
+  if digest.hexdigest() != wanted.lower():
+    raise UserError(f"the weights of {path} have sha256 {digest.hexdigest()}, wanted {wanted}: they are not used")
+
+
+def export_hf(params: Params, config: ModelConfig, tokenizer, directory: str | os.PathLike,
+              shard_bytes: int = SHARD_BYTES) -> None:
+  """Writes an HF directory that transformers loads: config.json, safetensors in the parameters' dtype, tokenizer.
+
+  Everything is written to a temporary folder beside `directory`, which is renamed at the end. More than
+  `shard_bytes` of weights go into several files with an index.
+
+  Raises:
+    UserError: `directory` is there already.
+  """
+  directory = pathlib.Path(directory).absolute()
+  if directory.exists():
+    raise UserError(f"{directory} is there already: give a directory that does not exist, or remove it")
+  directory.parent.mkdir(parents=True, exist_ok=True)
+  temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+  try:
+    _write_weights(params, config, temporary, shard_bytes)
+    tokenizer.save_pretrained(temporary)
+    values = hf_config.to_dict(config, jnp.dtype(params["embedding"].dtype).name)
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    (temporary / "config.json").write_text(json.dumps({**values, **ids}, indent=2) + "\n", encoding="utf-8")
+    temporary.chmod(0o755)  # mkdtemp's folder is the owner's alone
+    os.rename(temporary, directory)
+  except BaseException:
+    shutil.rmtree(temporary, ignore_errors=True)
+    raise
+
+
+def _write_weights(params: Params, config: ModelConfig, directory: pathlib.Path, shard_bytes: int) -> None:
+  itemsize = jnp.dtype(params["embedding"].dtype).itemsize
+  shards: list[list[Tensor]] = [[]]
+  size = 0
+  # layer by layer, so that a shard holds whole layers where it can
+  for tensor in sorted(tensors(config, "hf"), key=lambda tensor: -1 if tensor.layer is None else tensor.layer):
+    bytes_ = int(np.prod(tensor.shape)) * itemsize
+    if shards[-1] and size + bytes_ > shard_bytes:
+      shards.append([])
+      size = 0
+    shards[-1].append(tensor)
+    size += bytes_
+  names = (["model.safetensors"] if len(shards) == 1 else
+           [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))])
+  for name, shard in zip(names, shards):
+    safetensors.numpy.save_file({tensor.name: _fetch(params, tensor) for tensor in shard}, directory / name,
+                                metadata={"format": "pt"})  # transformers insists on a format
+  if len(shards) > 1:
+    weight_map = {tensor.name: name for name, shard in zip(names, shards) for tensor in shard}
+    total = sum(int(np.prod(tensor.shape)) * itemsize for shard in shards for tensor in shard)
+    (directory / _INDEX).write_text(
+        json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n")
+
+
+def _fetch(params: Params, tensor: Tensor) -> np.ndarray:
+  """One tensor of the export, on the host."""
+  stacked = lookup(params, tensor.entry.path)
+  return to_theirs(tensor.entry, np.asarray(stacked if tensor.layer is None else stacked[tensor.layer]))

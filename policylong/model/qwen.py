@@ -1,0 +1,263 @@
+"""The decoder of Qwen2/2.5 (q/k/v bias), Qwen3 (per-head q/k norm) and Llama-shaped models (neither).
+
+Every weight is declared once, in `declare`: shape, logical axes, initialiser. The abstract tree, the
+shardings, the initial values, the import and export of checkpoints and their restoring all come from it.
+Parameters are a nested dict of arrays, the layers stacked on a leading axis; `Decoder` is the Flax NNX
+module around them, and the functions at the end are what goes through `jax.jit`.
+
+Letters: B batch, S sequence, D model, F hidden, N query heads, K key/value heads, H head size,
+V vocabulary, L layers.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from policylong import mesh as meshes
+from policylong.attention.api import attention
+from policylong.errors import UserError
+from policylong.model import rope
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """What a model is, apart from its weights. `family` is transformers' model_type."""
+  family: str  # qwen2 | qwen3 | llama
+  vocab_size: int
+  embed_dim: int
+  mlp_dim: int
+  num_layers: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  norm_eps: float
+  rope_theta: float
+  yarn: rope.Yarn | None
+  max_positions: int
+  tied: bool
+
+  def __post_init__(self):
+    if self.family not in ("qwen2", "qwen3", "llama"):
+      raise UserError(f"the architecture is {self.family!r}; supported are qwen2, qwen3 and llama")
+    if self.num_heads % self.num_kv_heads:
+      raise UserError(f"the model has {self.num_heads} query heads, not divisible by its {self.num_kv_heads} "
+                      "key/value heads")
+    if self.head_dim % 2:
+      raise UserError(f"the model's head size is {self.head_dim}; rotary positions need an even one")
+
+  @property
+  def qkv_bias(self) -> bool:
+    """Whether the q, k and v projections add a bias."""
+    return self.family == "qwen2"
+
+  @property
+  def qk_norm(self) -> bool:
+    """Whether each head's query and key are RMS-normalised before rotation."""
+    return self.family == "qwen3"
+
+  def with_rope(self, theta: float | None, yarn_factor: float | None) -> "ModelConfig":
+    """The same model with another RoPE base and/or stretched by YaRN; None keeps what it has.
+
+    YaRN stretches the context that the model was trained for, and `max_positions` grows to factor times that.
+    """
+    changed = self
+    if theta is not None:
+      changed = dataclasses.replace(changed, rope_theta=theta)
+    if yarn_factor is not None:
+      original = self.yarn.original_max_positions if self.yarn else self.max_positions
+      changed = dataclasses.replace(changed, yarn=rope.Yarn(yarn_factor, original),
+                                    max_positions=round(original * yarn_factor))
+    return changed
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+  """One weight: shape, the logical axis of each dimension, and how it starts.
+
+  init: "ones", "zeros", or "normal" (standard deviation 0.02, as the models here were initialised).
+  """
+  shape: tuple[int, ...]
+  axes: tuple[str | None, ...]
+  init: str = "normal"
+
+
+def declare(config: ModelConfig) -> dict[str, Any]:
+  """Every weight of a model, as a nested dict with the structure of its parameters."""
+  V, D, F, L = config.vocab_size, config.embed_dim, config.mlp_dim, config.num_layers
+  N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
+  layers = {
+      "attention_norm": Weight((L, D), ("layers", None), "ones"),
+      "q": Weight((L, D, N, H), ("layers", "embed", "heads", "head_dim")),
+      "k": Weight((L, D, K, H), ("layers", "embed", "kv_heads", "head_dim")),
+      "v": Weight((L, D, K, H), ("layers", "embed", "kv_heads", "head_dim")),
+      "out": Weight((L, N, H, D), ("layers", "heads", "head_dim", "embed")),
+      "mlp_norm": Weight((L, D), ("layers", None), "ones"),
+      "gate": Weight((L, D, F), ("layers", "embed", "mlp")),
+      "up": Weight((L, D, F), ("layers", "embed", "mlp")),
+      "down": Weight((L, F, D), ("layers", "mlp", "embed")),
+  }
+  if config.qkv_bias:
+    layers["q_bias"] = Weight((L, N, H), ("layers", "heads", "head_dim"), "zeros")
+    layers["k_bias"] = Weight((L, K, H), ("layers", "kv_heads", "head_dim"), "zeros")
+    layers["v_bias"] = Weight((L, K, H), ("layers", "kv_heads", "head_dim"), "zeros")
+  if config.qk_norm:
+    layers["q_norm"] = Weight((L, H), ("layers", None), "ones")
+    layers["k_norm"] = Weight((L, H), ("layers", None), "ones")
+  weights = {"embedding": Weight((V, D), ("vocab", "embed")), "layers": layers,
+             "final_norm": Weight((D,), (None,), "ones")}
+  if not config.tied:
+    weights["head"] = Weight((V, D), ("vocab", "embed"))
+  return weights
+
+
+def num_params(config: ModelConfig) -> int:
+  """How many parameters a model has (a tied head counted once)."""
+  return sum(math.prod(weight.shape) for weight in jax.tree.leaves(declare(config)))
+
+
+def abstract_params(config: ModelConfig, dtype: jnp.dtype, mesh: jax.sharding.Mesh | None = None) -> Params:
+  """The parameters' shapes, dtypes and (with a mesh) shardings, as `jax.ShapeDtypeStruct`s.
+
+  Raises:
+    UserError: the mesh does not divide a dimension.
+  """
+  def abstract(weight: Weight) -> jax.ShapeDtypeStruct:
+    placed = None if mesh is None else meshes.sharding(mesh, weight.axes, weight.shape)
+    return jax.ShapeDtypeStruct(weight.shape, dtype, sharding=placed)
+  return jax.tree.map(abstract, declare(config))
+
+
+def init_params(config: ModelConfig, key: jax.Array, dtype: jnp.dtype,
+                mesh: jax.sharding.Mesh | None = None) -> Params:
+  """Fresh parameters, made on the devices where they belong.
+
+  Raises:
+    UserError: the mesh does not divide a dimension.
+  """
+  weights, structure = jax.tree.flatten(declare(config))
+
+  def make(key: jax.Array) -> Params:
+    keys = jax.random.split(key, len(weights))
+    return structure.unflatten([_initial(weight, k, dtype) for weight, k in zip(weights, keys)])
+
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(config, dtype, mesh))
+  return jax.jit(make, out_shardings=None if mesh is None else shardings)(key)
+
+
+def _initial(weight: Weight, key: jax.Array, dtype: jnp.dtype) -> jax.Array:
+  if weight.init == "normal":
+    return (0.02 * jax.random.normal(key, weight.shape, jnp.float32)).astype(dtype)
+  return jnp.full(weight.shape, 1.0 if weight.init == "ones" else 0.0, dtype)
+
+
+class Layer(nnx.Module):
+  """One decoder layer: grouped-query attention, then a gated MLP, each on a normalised residual."""
+
+  def __init__(self, config: ModelConfig, weights: dict[str, Array]):
+    self.config = config
+    for name, value in weights.items():
+      setattr(self, name, nnx.Param(value))
+
+  def __call__(self, x: Float[Array, "B S D"], cos: Array, sin: Array, positions: Int[Array, "B S"] | None,
+               segment_ids: Int[Array, "B S"] | None, attention_implementation: str | None) -> Float[Array, "B S D"]:
+    """The residual stream after this layer, in x's dtype."""
+    eps = self.config.norm_eps
+    with jax.named_scope("attention"):
+      h = rms_norm(x, self.attention_norm[...], eps).astype(x.dtype)
+      q, k, v = (self._project(name, h) for name in "qkv")
+      if self.config.qk_norm:
+        q, k = rms_norm(q, self.q_norm[...], eps), rms_norm(k, self.k_norm[...], eps)
+      q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
+      q, k, v = (meshes.constrain(t.astype(x.dtype), ("batch", "sequence", axis, "head_dim"))
+                 for t, axis in ((q, "heads"), (k, "kv_heads"), (v, "kv_heads")))
+      mixed = attention(q, k, v, positions=positions, segment_ids=segment_ids,
+                        implementation=attention_implementation)
+      x = self._add(x, _matmul("bsnh,nhd->bsd", mixed, self.out))
+    with jax.named_scope("mlp"):
+      h = rms_norm(x, self.mlp_norm[...], eps).astype(x.dtype)
+      hidden = nnx.silu(_matmul("bsd,df->bsf", h, self.gate)) * _matmul("bsd,df->bsf", h, self.up)
+      hidden = meshes.constrain(hidden.astype(x.dtype), ("batch", "sequence", "mlp"))
+      return self._add(x, _matmul("bsf,fd->bsd", hidden, self.down))
+
+  def _project(self, name: str, h: Float[Array, "B S D"]) -> Float[Array, "B S heads H"]:
+    out = _matmul("bsd,dnh->bsnh", h, getattr(self, name))
+    return out + getattr(self, f"{name}_bias")[...].astype(jnp.float32) if self.config.qkv_bias else out
+
+  def _add(self, x: Array, update: Array) -> Array:
+    return meshes.constrain((x.astype(jnp.float32) + update).astype(x.dtype), ("batch", "sequence", None))
+
+
+class Decoder(nnx.Module):
+  """The whole decoder up to and including the final norm; parameters in, as `declare` shapes them."""
+
+  def __init__(self, config: ModelConfig, params: Params):
+    self.config = config
+    self.embedding = nnx.Param(params["embedding"])
+    self.layers = Layer(config, params["layers"])
+    self.final_norm = nnx.Param(params["final_norm"])
+    if not config.tied:
+      self.head = nnx.Param(params["head"])
+
+  def __call__(self, tokens: Int[Array, "B S"], *, positions: Int[Array, "B S"] | None = None,
+               segment_ids: Int[Array, "B S"] | None = None, compute_dtype: jnp.dtype, remat: bool = False,
+               attention_implementation: str | None = None) -> Float[Array, "B S D"]:
+    """See `hidden_states`."""
+    config = self.config
+    placed = jnp.arange(tokens.shape[1])[None] if positions is None else positions
+    cos, sin = rope.rotation(placed, config.head_dim, config.rope_theta, config.yarn)
+    with jax.named_scope("embed"):
+      x = meshes.constrain(self.embedding[...][tokens].astype(compute_dtype), ("batch", "sequence", None))
+    structure, stacked = nnx.split(self.layers)
+
+    def step(x: Array, weights: nnx.State) -> tuple[Array, None]:
+      layer = nnx.merge(structure, weights)
+      return layer(x, cos, sin, positions, segment_ids, attention_implementation), None
+
+    # prevent_cse is for remat outside of loops; a scan keeps the two passes apart by itself
+    x, _ = lax.scan(jax.checkpoint(step, prevent_cse=False) if remat else step, x, stacked)
+    return rms_norm(x, self.final_norm[...], config.norm_eps).astype(compute_dtype)
+
+
+def rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"], eps: float) -> Float[Array, "... D"]:
+  """x divided by its root mean square, times scale; float32 (arXiv 1910.07467)."""
+  x = x.astype(jnp.float32)
+  return x * lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps) * scale.astype(jnp.float32)
+
+
+def _matmul(letters: str, x: Array, weight: nnx.Param) -> Array:
+  """Inputs in x's dtype, sums and result in float32."""
+  return jnp.einsum(letters, x, weight[...].astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+def hidden_states(params: Params, config: ModelConfig, tokens: Int[Array, "B S"], *,
+                  positions: Int[Array, "B S"] | None = None, segment_ids: Int[Array, "B S"] | None = None,
+                  compute_dtype: jnp.dtype, remat: bool = False,
+                  attention_implementation: str | None = None) -> Float[Array, "B S D"]:
+  """What the output matrix is applied to: the states after the final norm, in `compute_dtype`.
+
+  Args:
+    params: as `abstract_params` shapes them, in any float dtype; cast layer by layer.
+    config: what the model is.
+    tokens: token ids.
+    positions: positions for RoPE and the causal mask; None means 0 .. S-1.
+    segment_ids: attention stays within equal ids; None means one segment a row.
+    compute_dtype: of the matrix multiplications' inputs and the residual stream; norms, rotations and
+      softmax are float32 in any case.
+    remat: recompute each layer in the backward pass instead of keeping its activations.
+    attention_implementation: see `policylong.attention.api.attention`.
+  """
+  return Decoder(config, params)(tokens, positions=positions, segment_ids=segment_ids, compute_dtype=compute_dtype,
+                                 remat=remat, attention_implementation=attention_implementation)
+
+
+def output_matrix(params: Params, config: ModelConfig) -> Float[Array, "V D"]:
+  """The matrix from hidden states to logits: the embedding itself where the head is tied."""
+  return params["embedding"] if config.tied else params["head"]
