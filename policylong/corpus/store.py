@@ -1,0 +1,239 @@
+"""The corpus on disk: built once, mapped into memory, read by row.
+
+In `cache_dir`:
+
+  corpus-<version>/        builder.py's files and DONE.json (their sizes), written last
+  corpus-states/<key>.json which version the sources gave in a given state
+
+The version is a hash of what was read. A restart must not read a terabyte to learn it, so the state of
+the sources (their settings; of each file its path, size and time of change) points to the version that
+this state gave. A touched or moved file costs one more reading and ends at the same version.
+"""
+
+import bisect
+import contextlib
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import threading
+
+import numpy as np
+import pyarrow as pa
+
+from policylong import config as config_lib
+from policylong.corpus import builder, sources
+from policylong.corpus.chunks import chunk_id, parse_chunk_id
+from policylong.errors import UserError
+from policylong.records import Chunk, Document
+from policylong.workdir import read_json, write_json
+
+
+def open_corpus(config: config_lib.Corpus) -> "Corpus":
+  """The corpus of a config, built the first time.
+
+  One process builds, others that open the same corpus meanwhile wait for it. A build that was killed
+  leaves nothing that is taken for whole; the next start begins it anew.
+
+  Raises:
+    UserError: a source cannot be read, no document has text, or the stored corpus is damaged.
+  """
+  cache = pathlib.Path(os.path.expanduser(config.cache_dir))
+  key, total_bytes = _state(config)
+  pointer = cache / "corpus-states" / f"{key}.json"
+  with _lock(pointer.with_suffix(".lock")):
+    directory = _finished(cache, pointer)
+    if directory is None:
+      directory = _build(config, cache, pointer, total_bytes)
+  return Corpus(directory)
+
+
+def _state(config: config_lib.Corpus) -> tuple[str, int]:
+  """(hash of the sources' settings and files as they are now, bytes of all files)."""
+  parts, total = [[builder.FORMAT, config.chunk_chars]], 0
+  for source in config.sources:
+    parts.append([source.name, source.kind, source.path, source.id_field, source.text_field, source.split])
+    for path in sources.source_files(source):
+      stat = path.stat()
+      parts.append([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
+      total += stat.st_size
+  return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16], total
+
+
+@contextlib.contextmanager
+def _lock(path: pathlib.Path):
+  """Holds a file lock, which the system drops when the process ends, however it ends."""
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "w")  # noqa: SIM115 (closed below, after what the lock protects)
+  except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    raise UserError(f"corpus.cache_dir is {path.parents[1]}, where nothing can be written ({error.strerror}); "
+                    "name a folder that can be made") from error
+  with file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield
+
+
+def _finished(cache: pathlib.Path, pointer: pathlib.Path) -> pathlib.Path | None:
+  if not pointer.exists():
+    return None
+  directory = cache / f"corpus-{read_json(pointer)['version']}"
+  return directory if (directory / "DONE.json").exists() else None
+
+
+def _build(config, cache, pointer, total_bytes) -> pathlib.Path:
+  temporary = cache / f"corpus-building-{pointer.stem}"
+  shutil.rmtree(temporary, ignore_errors=True)  # of a build that was killed: ours, as the lock is
+  temporary.mkdir()
+  try:
+    version = builder.build(config, total_bytes, temporary)
+    directory = cache / f"corpus-{version}"
+    sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
+    write_json(temporary / "DONE.json", sizes)
+    try:
+      os.rename(temporary, directory)
+    except OSError:  # another state of the sources gave the same version before
+      if not (directory / "DONE.json").exists():
+        raise
+    write_json(pointer, {"version": version})
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+  return directory
+
+
+class Corpus:
+  """Documents and chunks by row, read from mapped files: nothing is loaded that is not asked for.
+
+  Methods may be called from several threads.
+
+  Attributes:
+    version: hash of the documents and of the chunker.
+    num_documents, num_chunks: how many there are; rows count from 0.
+    bad_records: how many records were refused, by reason.
+    chunk_document: int32[num_chunks], the document of each chunk (mapped, not loaded).
+  """
+
+  def __init__(self, directory: pathlib.Path):
+    """Opens a finished folder.
+
+    Raises:
+      UserError: a file is missing or has another size than when it was written.
+    """
+    for name, size in read_json(directory / "DONE.json").items():
+      found = (directory / name).stat().st_size if (directory / name).exists() else 0
+      if found != size:
+        raise UserError(f"{directory / name} has {found} bytes, wanted {size}: delete the folder {directory} "
+                        "and start again, and it is made anew")
+    self._directory = directory
+    self._summary = read_json(directory / "summary.json")
+    arrays = {name: np.load(directory / f"{name}.npy", mmap_mode="r") for name in builder.ARRAYS}
+    self._batch_first = arrays["batch_first"].tolist()
+    self._document_first, self.chunk_document = arrays["document_first"], arrays["chunk_document"]
+    self._start, self._end = arrays["chunk_start"], arrays["chunk_end"]
+    self._byte_start, self._byte_end = arrays["chunk_byte_start"], arrays["chunk_byte_end"]
+    self._id_hash, self._id_document = arrays["id_hash"], arrays["id_document"]
+    self._reader = pa.ipc.open_file(pa.memory_map(str(directory / "documents.arrow")))
+    self._lock = threading.Lock()
+    self._batch = functools.lru_cache(maxsize=64)(self._read_batch)
+    self.version: str = self._summary["version"]
+    self.num_documents, self.num_chunks = len(self._id_hash), len(self._start)
+    self.bad_records = {reason: bad["count"] for reason, bad in self._summary["bad_records"].items()}
+    self._sources = self._source_rows()
+
+  def document(self, index: int) -> Document:
+    """The document at row `index`."""
+    batch, row = self._locate(index)
+    return Document(batch.column(0)[row].as_py(), batch.column(1)[row].as_py(), self._source_of(index))
+
+  def document_id(self, index: int) -> str:
+    """The id alone, without reading the text."""
+    batch, row = self._locate(index)
+    return batch.column(0)[row].as_py()
+
+  def document_index(self, doc_id: str) -> int:
+    """The row of a document.
+
+    Raises:
+      KeyError: there is no such document.
+    """
+    key = np.uint64(builder.hash_id(doc_id))
+    for i in range(int(np.searchsorted(self._id_hash, key)), self.num_documents):
+      if self._id_hash[i] != key:
+        break
+      if self.document_id(int(self._id_document[i])) == doc_id:
+        return int(self._id_document[i])
+    raise KeyError(f"no document {doc_id!r} in the corpus")
+
+  def document_rows(self, index: int) -> range:
+    """The rows of a document's chunks."""
+    _check(index, self.num_documents, "document")
+    return range(int(self._document_first[index]), int(self._document_first[index + 1]))
+
+  def chunk(self, row: int) -> Chunk:
+    """The chunk at `row`."""
+    _check(row, self.num_chunks, "chunk")
+    doc_id, start, end = self.document_id(int(self.chunk_document[row])), int(self._start[row]), int(self._end[row])
+    return Chunk(chunk_id(doc_id, start, end), doc_id, start, end)
+
+  def chunk_text(self, row: int) -> str:
+    """The chunk's text; reads its bytes only, however long the document is."""
+    _check(row, self.num_chunks, "chunk")
+    batch, inside = self._locate(int(self.chunk_document[row]))
+    first, last = int(self._byte_start[row]), int(self._byte_end[row])
+    return batch.column(1)[inside].as_buffer().slice(first, last - first).to_pybytes().decode()
+
+  def chunk_row(self, identifier: str) -> int:
+    """The row of a chunk id.
+
+    Raises:
+      KeyError: there is no such chunk.
+    """
+    doc_id, start, end = parse_chunk_id(identifier)
+    rows = self.document_rows(self.document_index(doc_id))
+    row = rows.start + int(np.searchsorted(self._start[rows.start:rows.stop], start))
+    if row == rows.stop or (self._start[row], self._end[row]) != (start, end):
+      raise KeyError(f"no chunk {identifier!r} in the corpus")
+    return row
+
+  def chunk_starts(self, index: int) -> np.ndarray:
+    """int64: where the chunks of a document start, in characters."""
+    rows = self.document_rows(index)
+    return np.array(self._start[rows.start:rows.stop])
+
+  def source_rows(self, name: str) -> range:
+    """The documents of one source: they lie together, in the order of the config."""
+    return self._sources[name]
+
+  def summary(self) -> dict:
+    """For the report, ready for JSON: version, chunk_chars, documents, chunks, characters, made_up_ids;
+    bad_records: {reason: {count, examples: [{source, place}]}}; sources: {name: {documents, chunks, characters,
+    made_up_ids, bad_records}}."""
+    return self._summary
+
+  def _locate(self, index):
+    _check(index, self.num_documents, "document")
+    number = bisect.bisect_right(self._batch_first, index) - 1
+    return self._batch(number), index - self._batch_first[number]
+
+  def _read_batch(self, number):
+    with self._lock:  # Arrow's reader is not promised to be safe for threads; the cache in front of it is
+      return self._reader.get_batch(number)
+
+  def _source_rows(self):
+    rows, first = {}, 0
+    for name, counts in self._summary["sources"].items():
+      rows[name] = range(first, first + counts["documents"])
+      first += counts["documents"]
+    return rows
+
+  def _source_of(self, index):
+    return next(name for name, rows in self._sources.items() if index in rows)
+
+
+def _check(index: int, length: int, what: str) -> None:
+  """Rows from the end, as Python has them, would hide the -1 of a missing hit."""
+  if not 0 <= index < length:
+    raise IndexError(f"{what} {index} of {length}")
