@@ -1,0 +1,67 @@
+"""A config is refused in one sentence that names the field, the value found and the value wanted."""
+
+import json
+
+import pytest
+
+from configs.demo import get_config
+from policylong import config as config_lib
+
+
+def _changed(**changes):
+  values = get_config().to_dict()
+  for dotted, value in changes.items():
+    group = values
+    *parents, name = dotted.split("__")
+    for parent in parents:
+      group = group[parent]
+    group[name] = value
+  return values
+
+
+def test_the_demo_config_is_valid_and_survives_json():
+  config = config_lib.parse(get_config())
+  assert config_lib.parse(json.loads(config_lib.to_json(config))) == config
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"screening__epsilon": -0.1, "screening__epsilon_from_control": None}, ["screening.epsilon is -0.1", "between 0"]),
+    ({"screening__epsilon": 0.4}, ["screening.epsilon is 0.4", "epsilon_from_control is 0.005", "exactly one"]),
+    ({"screening__epsilon_from_control": None}, ["exactly one"]),
+    ({"screening__control_chunks": 0}, ["control_chunks is 0"]),
+    ({"screening__alphas": 1.0}, ["screening.alphas is not a config field", "screening.alpha?"]),
+    ({"screening__top_k": "two"}, ["screening.top_k is 'two'", "type int"]),
+    ({"screening__top_k": True}, ["screening.top_k is True", "type int"]),
+    ({"screening__negatives": "some"}, ["screening.negatives is 'some'", "positives, rejected, both, none"]),
+    ({"screening__skip_tokens": 500}, ["skip_tokens is 500", "min_root_tokens = 128"]),
+    ({"screening__tokens_per_batch": 600}, ["tokens_per_batch is 600", "896"]),
+    ({"synthesis__sequence_length": 256}, ["sequence_length is 256", "root_tokens = 256"]),
+    ({"mesh__context": 3}, ["sequence_length is 4096", "mesh.context = 3"]),
+    ({"mesh__data": 2}, ["batch_size / accumulation is 1", "mesh.data * mesh.fsdp = 2"]),
+    ({"mesh": {"data": -1, "fsdp": -1, "context": 1, "tensor": 1}}, ["-1 on more than one axis"]),
+    ({"training__accumulation": 3}, ["batch_size is 1", "accumulation = 3"]),
+    ({"training__peak_learning_rate": 0.0}, ["peak_learning_rate is 0.0", "above 0"]),
+    ({"corpus__root_sources": ("books",)}, ["corpus.root_sources is 'books'", "sotu, wiki"]),
+    ({"corpus__sources": ()}, ["corpus.sources is empty"]),
+    ({"rounds": 0}, ["rounds is 0", "at least 1"]),
+    ({"model": 3}, ["model is 3", "group of fields"]),
+])
+def test_a_contradiction_is_named_with_both_values(changes, words):
+  with pytest.raises(config_lib.ConfigError) as caught:
+    config_lib.parse(_changed(**changes))
+  sentence = str(caught.value)
+  assert "\n" not in sentence
+  for word in words:
+    assert word in sentence
+
+
+def test_a_missing_field_is_named():
+  values = get_config().to_dict()
+  del values["training"]["adam_b2"]
+  with pytest.raises(config_lib.ConfigError, match=r"training\.adam_b2 is missing"):
+    config_lib.parse(values)
+
+
+def test_differences_name_each_field_with_old_and_new_value():
+  old, new = _changed(), _changed(screening__alpha=1.5, training__remat=False)
+  assert config_lib.differences(old, new) == ["screening.alpha: 1.0 -> 1.5", "training.remat: True -> False"]

@@ -1,0 +1,82 @@
+"""A working directory belongs to one config, and its files are whole or absent."""
+
+import dataclasses
+import errno
+
+import pyarrow as pa
+import pytest
+
+from configs.demo import get_config
+from policylong import config as config_lib
+from policylong import tables, workdir
+from policylong.errors import UserError, run_command
+from policylong.records import Verdict
+
+
+def _config(seed=0):
+  return config_lib.parse(get_config().to_dict() | {"seed": seed})
+
+
+def test_the_same_config_claims_again_and_another_is_refused_with_the_difference(tmp_path):
+  folder = workdir.Workdir(tmp_path / "run")
+  folder.claim(_config())
+  folder.claim(_config())
+  with pytest.raises(UserError, match=r"another config.*seed: 0 -> 7"):
+    folder.claim(_config(seed=7))
+
+
+def test_a_folder_with_other_things_is_not_taken(tmp_path):
+  (tmp_path / "holiday.jpg").write_bytes(b"x")
+  with pytest.raises(UserError, match="not empty"):
+    workdir.Workdir(tmp_path).claim(_config())
+
+
+def test_a_kill_during_the_first_write_does_not_block_the_next_start(tmp_path):
+  (tmp_path / ".config.json.tmp").write_bytes(b"{")
+  workdir.Workdir(tmp_path).claim(_config())
+  assert (tmp_path / "config.json").exists()
+
+
+def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path, monkeypatch, capsys):
+  path = tmp_path / "table.json"
+  workdir.write_json(path, {"a": 1})
+
+  def full(self, data):
+    with open(self, "wb") as file:
+      file.write(data[:3])
+    raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+  monkeypatch.setattr(type(workdir.epath.Path(path)), "write_bytes", full)
+  with pytest.raises(SystemExit) as stopped:
+    run_command(lambda: workdir.write_json(path, {"a": 2}))
+  assert stopped.value.code == 1
+  assert "the disk is full" in capsys.readouterr().err
+  assert workdir.read_json(path) == {"a": 1}
+
+
+def test_records_survive_a_table_and_equal_records_give_equal_bytes(tmp_path):
+  verdict = Verdict("d", 3, "c#0-9", "retrieved", 0, 0.5, 4.0, 1.0, 0.75, True, 12)
+  paths = [workdir.epath.Path(tmp_path / name) for name in ("a.parquet", "b.parquet")]
+  for path in paths:
+    tables.write(path, tables.from_records(Verdict, [verdict, dataclasses.replace(verdict, position=4)]))
+  assert tables.to_records(Verdict, tables.read(paths[0]))[0] == verdict
+  assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_a_damaged_table_is_named(tmp_path):
+  path = workdir.epath.Path(tmp_path / "verdicts.parquet")
+  tables.write(path, pa.table({"a": [1, 2]}))
+  path.write_bytes(path.read_bytes()[:-7])
+  with pytest.raises(UserError, match=r"verdicts\.parquet cannot be read"):
+    tables.read(path)
+
+
+def test_a_finished_round_keeps_hashes_and_drops_its_shards(tmp_path):
+  round_ = workdir.Workdir(tmp_path).round(1)
+  tables.write(round_.table("roots"), pa.table({"a": [1]}))
+  tables.write(round_.shard("scan", 0), pa.table({"a": [1]}))
+  assert not round_.done
+  round_.finish({"round": 1})
+  done = workdir.read_json(round_.done_path)
+  assert round_.done and list(done["files"]) == ["roots.parquet"] and len(done["files"]["roots.parquet"]) == 64
+  assert not (round_.directory / "shards").exists()
