@@ -1,0 +1,34 @@
+"""Command line: `python -m policylong.report --workdir=DIR` writes DIR/report/index.html anew."""
+
+import argparse
+import sys
+
+from policylong import config as config_lib
+from policylong.corpus.store import open_corpus
+from policylong.errors import UserError, run_command
+from policylong.report.page import write_report
+from policylong.workdir import Workdir, read_json
+
+
+def main() -> None:
+  """Opens the corpus that the run used, so that chunks show their texts, and writes the page."""
+  parser = argparse.ArgumentParser(prog="python -m policylong.report", description=__doc__)
+  parser.add_argument("--workdir", required=True, help="the working directory of a run")
+  workdir = Workdir(parser.parse_args().workdir)
+  print(write_report(workdir.directory, _chunk_text(workdir)))
+
+
+def _chunk_text(workdir):
+  """The text of a chunk by its id, or None (and why, on stderr) where the corpus cannot be opened."""
+  if not workdir.directory.is_dir():
+    return None  # write_report says so
+  try:
+    corpus = open_corpus(config_lib.parse(read_json(workdir.directory / "config.json")).corpus)
+  except UserError as error:
+    print(f"chunks are shown by their ids only: {error}", file=sys.stderr)
+    return None
+  return lambda chunk_id: corpus.chunk_text(corpus.chunk_row(chunk_id))
+
+
+if __name__ == "__main__":
+  run_command(main)

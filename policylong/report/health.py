@@ -1,0 +1,143 @@
+"""Was the round sane? Sentences with numbers, each marked "good", "look" (closer) or "bad"."""
+
+import dataclasses
+import math
+
+from policylong.report import facts
+from policylong.report.tables import RoundData, Run
+from policylong.report.words import decimal, of, plural, share, threshold
+
+PAPER_ALPHA, PAPER_EPSILON = 2.0, 0.4
+PAPER_MEAN_GAIN = 0.68  # accepted pairs of EntropyLong (arXiv 2510.02330), at epsilon 0.4
+STARVED_SHARE = 0.25  # a round is starved when fewer of its roots have a positive
+CONTROL_RATIO = 3.0  # own candidates should pass at least this many times as often as random chunks
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+  """One sentence about a round; level is "good", "look" or "bad"."""
+  level: str
+  sentence: str
+
+
+def starved(numbers: dict) -> bool | None:
+  """Whether too few roots have a positive to train on; None where the counts are not there."""
+  roots, fed = numbers.get("roots"), numbers.get("roots_with_positives")
+  return None if not roots or fed is None else fed < STARVED_SHARE * roots
+
+
+def verdict(round_: RoundData, checks: list[Check]) -> str:
+  """The round in a word or two."""
+  if not round_.finished:
+    return "unfinished"
+  if starved(facts.summary(round_)):
+    return "starved"
+  levels = {check.level for check in checks}
+  return "wrong" if "bad" in levels else "look closer" if "look" in levels else "sane"
+
+
+def checks(run: Run, round_: RoundData) -> list[Check]:
+  """Everything that can be said of one round, the worst first."""
+  numbers = facts.summary(round_)
+  found = [*_files(round_), *_fed(numbers), *_against_control(numbers), *_anchors(round_, numbers),
+           *_verdicts(run, round_), *_gain(numbers, run.epsilon(round_)), *_offpolicy(numbers), *_loss(run, round_)]
+  return sorted(found, key=lambda check: ("bad", "look", "good").index(check.level))
+
+
+def _files(round_):
+  if not round_.finished:
+    yield Check("look", "The round is unfinished: it has no DONE.json yet, so these numbers are counted from "
+                        "the tables that are there.")
+  for sentence in facts.disagreements(round_):
+    yield Check("bad", f"The files disagree: {sentence}.")
+
+
+def _fed(numbers):
+  hungry = starved(numbers)
+  if hungry is None:
+    return
+  fed = f"{of(numbers['roots_with_positives'], numbers['roots'])} roots have a positive"
+  total = plural(numbers.get("positives", 0), "positive")
+  if hungry:
+    yield Check("bad", f"Starved: only {fed} ({total} in all), so most of what was trained on is filler. "
+                       "Lower epsilon or alpha, or give it a larger corpus.")
+  else:
+    yield Check("good", f"Fed: {fed} ({total} in all).")
+
+
+def _against_control(numbers):
+  groups = numbers.get("acceptance") or {}
+  own, control = groups.get("own"), groups.get("control")
+  if not own:
+    return
+  told = f"{of(own['accepted'], own['pairs'])} own candidates pass ({share(own['rate'])})"
+  if not control or not control["pairs"]:
+    yield Check("look", f"{told}, but no random chunk was verified, so it is unknown how many would pass by chance.")
+    return
+  told += f", {of(control['accepted'], control['pairs'])} random chunks ({share(control['rate'])})"
+  if not own["accepted"]:
+    yield Check("bad", f"Retrieval finds nothing: {told}.")
+  elif not control["accepted"]:
+    yield Check("good", f"Retrieval finds dependencies: {told}.")
+  else:
+    ratio = own["rate"] / control["rate"]
+    level = "good" if ratio >= CONTROL_RATIO else "look" if ratio > 1 else "bad"
+    opening = {"good": "Retrieval finds dependencies", "look": "Retrieval is not far from chance",
+               "bad": "Retrieval is no better than chance"}[level]
+    yield Check(level, f"{opening}: {told}, {decimal(ratio, 1)} times as often.")
+
+
+def _anchors(round_, numbers):
+  if below := facts.anchors_below_threshold(round_):
+    yield Check("bad", f"{plural(below, 'anchor')} not above the threshold of the root.")
+  roots, without = numbers.get("roots"), numbers.get("roots_without_anchors")
+  if not roots or without is None:
+    return
+  level = "look" if without > roots / 2 else "good"
+  yield Check(level, f"{decimal(numbers.get('anchors_per_root'), 1)} anchors a root; "
+                     f"{of(without, roots)} roots have none.")
+
+
+def _verdicts(run, round_):
+  margin = run.setting("screening.control_margin") is not None
+  total, gains, decisions = facts.wrong_verdicts(round_, run.epsilon(round_), margin)
+  if gains:
+    yield Check("bad", f"{of(gains, total)} gains are not (before − after) / before.")
+  if decisions:
+    yield Check("bad", f"{of(decisions, total)} verdicts go against epsilon = {threshold(run.epsilon(round_))}.")
+  if total and not gains and not decisions:
+    yield Check("good", f"All {plural(total, 'verdict')} recomputed from the entropies: gain and decision agree.")
+
+
+def _gain(numbers, epsilon):
+  gain = numbers.get("mean_gain")
+  if gain is None or not math.isfinite(gain):
+    return
+  level = "good" if abs(gain - PAPER_MEAN_GAIN) <= 0.2 else "look"
+  yield Check(level, f"Mean gain of the accepted {decimal(gain)} at epsilon {threshold(epsilon)}; "
+                     f"EntropyLong reports {PAPER_MEAN_GAIN} at {PAPER_EPSILON}.")
+
+
+def _offpolicy(numbers):
+  gap = numbers.get("offpolicy")
+  if gap and gap.get("verified"):
+    yield Check("good", f"This policy would reject {of(gap['rejected'], gap['verified'])} of the dependencies "
+                        f"accepted one round earlier ({share(gap['share'])}): the off-policy gap.")
+
+
+def _loss(run, round_):
+  losses = [row["loss"] for row in run.metrics if row.get("round") == round_.index]
+  if not losses:
+    return
+  if not all(math.isfinite(loss) for loss in losses):
+    yield Check("bad", f"The training loss is not a number at {of(sum(map(_odd, losses)), len(losses))} steps.")
+    return
+  width = max(1, len(losses) // 5)
+  first, last = (sum(part) / width for part in (losses[:width], losses[-width:]))
+  level = "look" if last > 1.1 * first else "good"
+  yield Check(level, f"Training loss {decimal(first)} → {decimal(last)} nats a token "
+                     f"over {plural(len(losses), 'step')} (mean of the first and the last {width}).")
+
+
+def _odd(loss):
+  return not math.isfinite(loss)

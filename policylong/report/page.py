@@ -1,0 +1,192 @@
+"""The page: what a person who knows the paper needs in order to say whether each round was sane."""
+
+import json
+from collections.abc import Callable
+
+from etils import epath
+
+from policylong.report import facts, health, plots, roots, sequences, template
+from policylong.report.markup import Markup, disclosure, element, escape, join, table
+from policylong.report.round_table import round_table
+from policylong.report.tables import Run, read_run
+from policylong.report.words import NONE, count, decimal, of, plural, setting, share, threshold
+from policylong.workdir import Workdir, write_atomically
+
+_CHIPS = {"sane": "good", "look closer": "look", "unfinished": "look", "starved": "bad", "wrong": "bad"}
+
+
+def write_report(workdir, chunk_text: Callable[[str], str] | None) -> epath.Path:
+  """Writes `report/index.html` of a working directory, whole or not at all.
+
+  Args:
+    workdir: the run's folder, any fsspec path.
+    chunk_text: the text of a chunk by its id; None where the corpus is not there: the page then shows ids.
+
+  Returns:
+    The page's path.
+
+  Raises:
+    UserError: there is no such folder.
+  """
+  layout = Workdir(workdir)
+  page = render(read_run(layout), chunk_text)
+  write_atomically(layout.page, page.encode("utf-8"))
+  return layout.page
+
+
+def render(run: Run, chunk_text: Callable[[str], str] | None) -> str:
+  """The whole page as HTML."""
+  texts = roots.ChunkTexts(chunk_text)
+  named = [("rounds", "Was each round sane?", _rounds(run)),
+           ("numbers", "Round by round", round_table(run) or _nothing("No round, no numbers.")),
+           ("plots", "What changed", _plots(run)),
+           ("roots", "Roots, anchors and verdicts", _roots(run, texts)),
+           ("sequences", "Training sequences", _sequences(run)),
+           ("corpus", "Corpus", _corpus(run)),
+           ("run", "The run", _run(run))]
+  sections = [element("section", element("h2", title), body, id=key) for key, title, body in named]
+  links = element("nav", *(element("a", title, href=f"#{key}") for key, title, _ in named))
+  title = f"PolicyLong · {_name(run.setting('model.path', 'run'))}"
+  body = join([_header(run, links, texts), element("main", *sections),
+               element("footer", "Entropies and losses are in nats. Gain = (entropy before − entropy after) / entropy "
+                                 "before, with the chunk put in front of the root. Method: arXiv 2604.07809 "
+                                 "(PolicyLong), 2510.02330 (EntropyLong).")])
+  return template.fill(escape(title), body)
+
+
+def _header(run, links, texts):
+  done = [round_ for round_ in run.rounds if round_.finished]
+  model, rounds = run.setting("model.path"), run.setting("rounds")
+  seen = [*map(facts.summary, run.rounds), run.final]
+  steps = [summary["policy_step"] for summary in seen if summary.get("policy_step") is not None]
+  epsilons = [threshold(run.epsilon(round_)) for round_ in run.rounds if run.epsilon(round_) is not None]
+  entries = [
+      ("Model", _name(model) if model else NONE, f"scored in {run.setting('model.scoring_dtype', NONE)}"),
+      ("Corpus", plural(run.corpus["documents"], "document") if "documents" in run.corpus else NONE,
+       f"{count(run.corpus.get('chunks'))} chunks of {count(run.setting('corpus.chunk_chars'))} characters"),
+      ("Rounds finished", of(len(done), rounds), "each screened by the policy of that moment"),
+      ("Policy at step", " → ".join(count(step) for step in dict.fromkeys(steps)) or NONE,
+       "training steps, round by round"),
+      ("α, anchors", setting(run.setting("screening.alpha", NONE)), "standard deviations above a root's mean entropy"),
+      ("ε, accepted gain", " → ".join(dict.fromkeys(epsilons)) or NONE, _epsilon_source(run)),
+      ("Sequence", f"{count(run.setting('synthesis.sequence_length'))} tokens",
+       f"roots of at most {count(run.setting('screening.root_tokens'))}"),
+  ]
+  cells = [element("div", element("dt", name), element("dd", value, element("small", note)))
+           for name, value, note in entries]
+  warnings = [*_thresholds(run), *run.notes]
+  warnings += [f"Round {round_.index}: {note}" for round_ in run.rounds for note in round_.notes]
+  if not texts.available:
+    warnings.append("Chunks are shown by their ids only: the corpus that holds their texts could not be opened.")
+  return element("header", element("div", element("p", "PolicyLong: what the policy chose", class_="over"),
+                                   element("h1", _name(model) if model else run.directory),
+                                   element("p", run.directory, class_="quiet"), element("dl", *cells, class_="facts"),
+                                   *(element("p", warning, class_="warn") for warning in warnings), links))
+
+
+def _epsilon_source(run):
+  quota = run.setting("screening.epsilon_from_control")
+  if quota is not None:
+    return f"set each round so that at most {share(quota)} of random chunks pass"
+  margin = run.setting("screening.control_margin")
+  return "fixed by the config" + (f"; and {decimal(margin)} above the control" if margin is not None else "")
+
+
+def _thresholds(run):
+  alpha, epsilons = run.setting("screening.alpha"), {run.epsilon(round_) for round_ in run.rounds} - {None}
+  if run.setting("screening.epsilon") is not None:
+    epsilons.add(run.setting("screening.epsilon"))
+  if (alpha is None or alpha == health.PAPER_ALPHA) and epsilons <= {health.PAPER_EPSILON}:
+    return []
+  here = " and ".join(threshold(epsilon) for epsilon in sorted(epsilons)) or "not yet set"
+  return [f"These are small-scale thresholds: alpha = {setting(alpha)} and epsilon = {here} here; the paper's are "
+          f"alpha = {health.PAPER_ALPHA} and epsilon = {health.PAPER_EPSILON}, for hundreds of millions of chunks. "
+          "Judge acceptance by its distance to the control, not by its height."]
+
+
+def _rounds(run):
+  cards = []
+  for round_ in run.rounds:
+    checks = health.checks(run, round_)
+    word = health.verdict(round_, checks)
+    head = element("h3", f"Round {round_.index}", element("span", word, class_=f"chip {_CHIPS[word]}"))
+    items = [element("li", check.sentence, class_=check.level) for check in checks]
+    cards.append(element("div", head, element("ul", *items, class_="checks"), class_="card"))
+  lead = element("p", "✓ as it should be, ? look closer, ✗ wrong. The control is random chunks, verified like "
+                      "candidates: what passes of them passes by chance.", class_="lead")
+  return join([lead, element("div", *cards, class_="cards")] if cards else [_nothing("No round has been started.")])
+
+
+def _plots(run):
+  figures = plots.figures(run)
+  return element("div", *figures, class_="plots") if figures else _nothing("There is nothing to plot yet.")
+
+
+def _roots(run, texts):
+  top = roots.entropy_top(run)
+  lead = element("p", "The roots with most positives: the best of each round, not the average. Shading is the policy's "
+                      "entropy about a token; hover or tap for its numbers. In a chunk, bold is the longest run of the "
+                      "root's own words around the anchor that the chunk repeats.", class_="lead")
+  parts = [lead, roots.scale_key(top)]
+  for round_ in run.rounds:
+    articles = roots.round_roots(run, round_, texts, top)
+    parts += [element("h3", f"Round {round_.index}"), *articles] if articles else []
+  return join(parts) if len(parts) > 2 else _nothing("No root can be shown: the tables are missing or empty.")
+
+
+def _sequences(run):
+  drawn = sequences.drawings(run)
+  if not drawn:
+    return _nothing("No sequence can be drawn: the table is missing or empty.")
+  lead = element("p", "Those with most positive tokens. The root comes last; its contexts are shuffled in front of it.",
+                 class_="lead")
+  return join([lead, sequences.key(), *drawn])
+
+
+def _corpus(run):
+  corpus = run.corpus
+  if not corpus:
+    return _nothing("corpus.json is missing: what was read is unknown.")
+  bad = corpus.get("bad_records") or {}
+  cells = [("documents", corpus.get("documents")), ("chunks", corpus.get("chunks")),
+           ("characters", corpus.get("characters")), ("bad records, skipped", sum(bad.values()))]
+  parts = [element("dl", *(element("div", element("dt", name), element("dd", count(value))) for name, value in cells),
+                   class_="facts")]
+  if sources := corpus.get("sources"):
+    parts.append(disclosure("Sources", _json(sources), class_="panel"))
+  if bad:
+    examples = corpus.get("examples") or {}
+    rows = [(reason, count(number), _examples(examples, reason)) for reason, number in
+            sorted(bad.items(), key=lambda item: -item[1])]
+    parts += [element("h3", "Bad records by reason"), table(("reason", "records", "examples"), rows, class_="texts")]
+  return join(parts)
+
+
+def _examples(examples, reason):
+  found = examples.get(reason, ()) if isinstance(examples, dict) else examples
+  found = found if isinstance(found, list | tuple) else [found]
+  return join([element("code", one if isinstance(one, str) else json.dumps(one, ensure_ascii=False)) for one in found],
+              Markup("<br>"))
+
+
+def _run(run):
+  rows = [("working directory", run.directory), ("seed", setting(run.setting("seed", NONE)))]
+  rows += [(f"round {round_.index}, hash of {name}", digest) for round_ in run.rounds
+           for name, digest in (round_.summary.get("files") or {}).items()]
+  return join([table(("", ""), rows[:2], class_="texts"),
+               disclosure("Config", _json(run.config), class_="panel") if run.config else
+               _nothing("config.json is missing."),
+               disclosure("Hashes of the tables (sha256)", table(("", ""), rows[2:], class_="texts"), class_="panel")
+               if rows[2:] else ""])
+
+
+def _json(value):
+  return element("pre", json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _nothing(sentence):
+  return element("p", sentence, class_="lead")
+
+
+def _name(path):
+  return str(path).rstrip("/").rsplit("/", 1)[-1]

@@ -1,0 +1,206 @@
+"""Reads a working directory for the page. What is missing or damaged is remembered, never raised.
+
+Columns are read one by one and roots in batches, so that a round of 100K roots does not have to fit in memory.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from policylong.errors import UserError
+from policylong.workdir import Round, Workdir, read_json
+
+ENTROPY_BIN = 0.25  # nats
+ENTROPY_BINS = 64  # up to 16 nats: log V of any vocabulary below 8.8 million
+
+
+@dataclasses.dataclass
+class RoundData:
+  """One round's files. `summary` is DONE.json, screened.json of an unfinished round, or {}."""
+  index: int
+  folder: Round
+  finished: bool
+  summary: dict
+  notes: list[str]
+  _read: dict = dataclasses.field(default_factory=dict, repr=False)
+
+  def columns(self, name: str, columns: Sequence[str], doc_ids: Sequence[str] | None = None) -> dict | None:
+    """{column: np.ndarray} of a table, all rows or those of some roots; None where it cannot be read.
+
+    String and list columns come as arrays of Python objects.
+    """
+    key = (name, tuple(columns))
+    if doc_ids is not None:
+      return read_columns(self.folder.table(name), columns, self.notes, doc_ids)
+    if key not in self._read:
+      self._read[key] = read_columns(self.folder.table(name), columns, self.notes)
+    return self._read[key]
+
+  def rows(self, name: str) -> int | None:
+    """How many rows a table has; None where it cannot be read."""
+    return _use(self.folder.table(name), (), self.notes, lambda file: file.metadata.num_rows)
+
+  @functools.cached_property
+  def entropy_histogram(self) -> np.ndarray:
+    """int64[ENTROPY_BINS]: tokens by entropy, in bins of ENTROPY_BIN nats; the last one takes all above."""
+    counts = np.zeros(ENTROPY_BINS, np.int64)
+
+    def add(file):
+      for batch in file.iter_batches(batch_size=256, columns=["entropy"]):
+        values = batch.column(0).flatten().to_numpy(zero_copy_only=False)
+        bins = (values[np.isfinite(values)] / ENTROPY_BIN).astype(np.int64)
+        counts[:] += np.bincount(np.clip(bins, 0, ENTROPY_BINS - 1), minlength=ENTROPY_BINS)
+    _use(self.folder.table("roots"), ("entropy",), self.notes, add)
+    return counts
+
+  @functools.cached_property
+  def pairs(self) -> dict[str, dict[str, np.ndarray]]:
+    """Verdicts by where the chunk came from: {"own" | "other" | "control": {column: array}}; {} if absent."""
+    names = ("kind", "rank", "entropy_before", "entropy_after", "gain", "accepted")
+    columns = self.columns("verdicts", names)
+    if columns is None:
+      return {}
+    control = columns["kind"] == "control"
+    own = ~control & (columns["rank"] >= 0)
+    return {group: {name: columns[name][mask] for name in names[2:]}
+            for group, mask in (("own", own), ("other", ~control & ~own), ("control", control))}
+
+
+@dataclasses.dataclass
+class Run:
+  """Everything the page is made from."""
+  directory: str
+  config: dict
+  corpus: dict
+  metrics: list[dict]
+  rounds: list[RoundData]
+  final: dict
+  final_offpolicy: dict | None
+  notes: list[str]
+
+  def setting(self, name: str, default=None):
+    """A config value by its dotted name; `default` where the config lacks it."""
+    value = self.config
+    for part in name.split("."):
+      if not isinstance(value, dict) or part not in value:
+        return default
+      value = value[part]
+    return value
+
+  def epsilon(self, round_: RoundData) -> float | None:
+    """The gain a chunk had to exceed in this round."""
+    value = round_.summary.get("epsilon", self.setting("screening.epsilon"))
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def read_run(workdir: Workdir) -> Run:
+  """Opens a working directory.
+
+  Raises:
+    UserError: there is no such directory.
+  """
+  if not workdir.directory.is_dir():
+    raise UserError(f"--workdir is {workdir.directory}, which is not a directory; "
+                    "wanted the working directory of a run")
+  notes = []
+  config = _json(workdir.directory / "config.json", notes, "config.json")
+  corpus = _json(workdir.corpus_json, notes, "corpus.json")
+  final = _json(workdir.final_json, [], "final.json")
+  metrics = _metrics(workdir.metrics, notes)
+  parent = workdir.round(1).directory.parent
+  found = sorted(int(path.name) for path in parent.iterdir() if path.name.isdigit()) if parent.exists() else []
+  rounds = [_round(workdir.round(index)) for index in found]
+  if not rounds:
+    notes.append("There is no round in rounds/ yet.")
+  path = workdir.directory / "offpolicy.parquet"  # the last round's dependencies under the final policy
+  again = read_columns(path, ("gain_then", "gain_now", "rejected"), notes) if path.exists() else None
+  return Run(str(workdir.directory), config, corpus, metrics, rounds, final, again, notes)
+
+
+def read_columns(path, columns: Sequence[str], notes: list[str], doc_ids: Sequence[str] | None = None) -> dict | None:
+  """{column: np.ndarray} of a Parquet file, all rows or those of some roots; None, and a note, if it cannot be read."""
+  def gather(file):
+    wanted = None if doc_ids is None else pa.array(doc_ids, pa.string())
+    names = list(columns) if wanted is None or "doc_id" in columns else [*columns, "doc_id"]
+    batches = [batch if wanted is None else batch.filter(pc.is_in(batch.column("doc_id"), wanted))
+               for batch in file.iter_batches(columns=names)]
+    table = pa.Table.from_batches(batches, pa.schema([file.schema_arrow.field(name) for name in names]))
+    return {column: _array(table.column(column)) for column in columns}
+  return _use(path, columns, notes, gather)
+
+
+def _use(path, columns, notes, action):
+  """`action(ParquetFile)`; None, and a note, where the file or a column of it is missing or damaged."""
+  note = None
+  try:
+    with path.open("rb") as stream:
+      file = pq.ParquetFile(stream)
+      missing = [column for column in columns if column not in file.schema_arrow.names]
+      if not missing:
+        return action(file)
+      note = f"{path.name} has no column {', '.join(missing)}."
+  except FileNotFoundError:
+    note = f"{path.name} is missing."
+  except (pa.ArrowException, OSError) as error:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    note = f"{path.name} cannot be read ({reason.rstrip('.')})."
+  if note not in notes:
+    notes.append(note)
+  return None
+
+
+def _round(folder: Round) -> RoundData:
+  notes = []
+  finished = folder.done
+  path = folder.done_path if finished else folder.screened_path
+  summary = _json(path, notes, path.name) if path.exists() else {}
+  return RoundData(folder.index, folder, finished, summary, notes)
+
+
+def _json(path, notes, name) -> dict:
+  if not path.exists():
+    notes.append(f"{name} is missing.")
+    return {}
+  try:
+    value = read_json(path)
+  except UserError:
+    value = None
+  if not isinstance(value, dict):
+    notes.append(f"{name} is damaged: it is not a JSON object.")
+    return {}
+  return value
+
+
+def _metrics(path, notes) -> list[dict]:
+  if not path.exists():
+    notes.append("metrics.jsonl is missing: there is no training loss to draw.")
+    return []
+  rows, bad = [], 0
+  for line in path.read_bytes().decode("utf-8", errors="replace").splitlines():
+    try:
+      row = json.loads(line)
+      rows.append({**row, "step": int(row["step"]), "loss": float(row["loss"])})
+    except (ValueError, TypeError, KeyError):
+      bad += 1
+  if bad:
+    notes.append(f"metrics.jsonl has {bad} line{'s' * (bad > 1)} that cannot be read; skipped.")
+  # A run that was killed and resumed writes some steps twice; the later line is the one that counts.
+  return [row for _, row in sorted({row["step"]: row for row in rows}.items())]
+
+
+def _array(column: pa.ChunkedArray) -> np.ndarray:
+  if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+    result = np.empty(len(column), object)
+    for row, values in enumerate(column.to_pylist()):  # one by one: lists of equal length would become a matrix
+      result[row] = values
+    return result
+  if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+    return np.array(column.to_pylist(), object)
+  return column.to_numpy()
