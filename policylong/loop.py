@@ -77,7 +77,7 @@ class _Loop:
     self.corpus = open_corpus(config.corpus)
     write_json(workdir.corpus_json, self.corpus.summary())
     # The weights before the index: a broken file should be found before the corpus is embedded.
-    self.state = self.trainer.restore() or self.trainer.initial(hf.load_params(
+    self.state = self.trainer.restore_latest() or self.trainer.initial(hf.load_params(
         config.model.path, self.model, np.float32, self.mesh, sha256=config.model.sha256))
     self.embedder = make_embedder(config.retrieval)
     self.index = open_index(self.corpus, self.embedder, config.retrieval, config.corpus.cache_dir, config.seed)

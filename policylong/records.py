@@ -32,12 +32,14 @@ class Chunk:
 class Root:
   """A root document as the policy reads it: at most `root_tokens` tokens of one document.
 
-  tokens: int32[T]; characters [start, end) of the document's text are what the tokens spell.
+  tokens: int32[T]; characters [start, end) of the document's text are what the tokens spell, and
+  pieces[t] is the text of token t ("" for all but the first of the tokens that share a character).
   """
   doc_id: str
   start: int
   end: int
   tokens: np.ndarray
+  pieces: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)

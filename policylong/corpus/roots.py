@@ -15,10 +15,10 @@ CHARACTERS_PER_TOKEN = 8
 
 def sample_documents(corpus: Corpus, *, seed: int, round_index: int, count: int,
                      sources: Sequence[str]) -> list[int]:
-  """The documents of round `round_index` = 0, 1, ...: `count` rows, none in two rounds.
+  """The documents of round `round_index` = 1, 2, ...: `count` rows, none in two rounds.
 
   The documents of `sources` (of all sources if empty) are put in one random order that depends on the
-  seed alone; round r takes places [r * count, (r + 1) * count). Memory: 8 bytes an eligible document.
+  seed alone; round r takes places [(r - 1) * count, r * count). Memory: 8 bytes an eligible document.
 
   Raises:
     UserError: there are too few documents.
@@ -26,9 +26,9 @@ def sample_documents(corpus: Corpus, *, seed: int, round_index: int, count: int,
   names = sources or corpus.summary()["sources"]
   rows = [corpus.source_rows(name) for name in corpus.summary()["sources"] if name in names]
   firsts = np.cumsum([0] + [len(r) for r in rows])
-  total, last = int(firsts[-1]), (round_index + 1) * count
+  total, last = int(firsts[-1]), round_index * count
   if last > total:
-    raise UserError(f"{round_index + 1} rounds of screening.roots_per_round = {count} need {last} root documents, "
+    raise UserError(f"{round_index} rounds of screening.roots_per_round = {count} need {last} root documents, "
                     f"but the corpus holds {total} ({', '.join(names)}): lower one of them or add documents")
   places = _generator(seed, "sample").permutation(total)[last - count:last]
   part = np.searchsorted(firsts, places, side="right") - 1
@@ -65,7 +65,8 @@ def root_span(corpus: Corpus, tokenizer, document: int, *, root_tokens: int, min
     while length and ends[length] == ends[length - 1]:  # the next token spells the same character's rest
       length -= 1
     tokens, ends = tokens[:length], ends[:length]
-  return Root(record.id, start, start + int(ends[-1]), tokens)
+  end = start + int(ends[-1])
+  return Root(record.id, start, end, tokens, tuple(_cut_at(text[start:end], ends)))
 
 
 def pieces(tokenizer, text: str) -> list[str]:
@@ -75,6 +76,10 @@ def pieces(tokenizer, text: str) -> list[str]:
   that a tokenizer drops goes to the token behind it.
   """
   _, ends = _tokenize(tokenizer, text)
+  return _cut_at(text, ends)
+
+
+def _cut_at(text: str, ends: np.ndarray) -> list[str]:
   return [text[start:end] for start, end in zip([0, *ends.tolist()], ends.tolist())]
 
 

@@ -3,6 +3,12 @@
 import numpy as np
 
 
+def entropy_threshold(entropy: np.ndarray, alpha: float) -> float:
+  """mean(H) + alpha * std(H) over a root's known entropies, in nats; f32[T] with NaN at position 0."""
+  known = entropy[1:].astype(np.float64)
+  return float(known.mean() + alpha * known.std())
+
+
 def find_anchors(entropy: np.ndarray, *, alpha: float, skip_tokens: int, most: int) -> tuple[np.ndarray, float]:
   """Tokens with H_t > mean(H) + alpha * std(H) over the root (EntropyLong, kept by PolicyLong).
 
@@ -16,8 +22,7 @@ def find_anchors(entropy: np.ndarray, *, alpha: float, skip_tokens: int, most: i
   Returns:
     Positions in order, and the threshold in nats.
   """
-  known = entropy[1:].astype(np.float64)
-  threshold = float(known.mean() + alpha * known.std())
+  threshold = entropy_threshold(entropy, alpha)
   positions = np.flatnonzero(entropy > threshold)  # NaN at 0 is never above
   positions = positions[positions >= skip_tokens]
   strongest = positions[np.argsort(-entropy[positions], kind="stable")[:most]]

@@ -23,13 +23,13 @@ class Retriever:
     self._corpus, self._embedder, self._index = corpus, embedder, index
     self._chunk_tokens = chunk_tokens
 
-  def candidates(self, round_index: int, roots: Sequence[Root], pieces: Sequence[list[str]],
-                 traces: Sequence[EntropyTrace]) -> tuple[list[Anchor], list[Candidate]]:
+  def candidates(self, round_index: int, roots: Sequence[Root], traces: Sequence[EntropyTrace]
+                 ) -> tuple[list[Anchor], list[Candidate]]:
     """Anchors of the roots, the chunks that their queries retrieve, and each root's control.
 
     Args:
       round_index: seeds the control.
-      roots: with pieces (the text of each token) and traces, one each.
+      roots: and their traces, one each.
 
     Returns:
       Anchors in the order of roots and positions; candidates in the order of roots, anchors and ranks,
@@ -39,12 +39,12 @@ class Retriever:
     config = self._config
     found = []  # (root number, position, threshold, query text)
     banned: list[set[bytes]] = []
-    for i, (root, piece, trace) in enumerate(zip(roots, pieces, traces)):
+    for i, (root, trace) in enumerate(zip(roots, traces)):
       positions, threshold = find_anchors(trace.entropy, alpha=config.alpha, skip_tokens=config.skip_tokens,
                                           most=config.max_anchors_per_root)
       spans = [query_span(t, len(root.tokens), config.query_window) for t in positions]
       banned.append(set().union(*(ngrams(root.tokens[s], config.near_copy_ngram) for s in spans)))
-      found += [(i, int(t), threshold, "".join(piece[s])) for t, s in zip(positions, spans)]
+      found += [(i, int(t), threshold, "".join(root.pieces[s])) for t, s in zip(positions, spans)]
 
     copies = _NearCopies(banned, self._chunk_tokens, config.near_copy_ngram)
     documents = [self._corpus.document_index(root.doc_id) for root in roots]
@@ -56,7 +56,7 @@ class Retriever:
     anchors, candidates = [], []
     by_root: list[list[Candidate]] = [[] for _ in roots]
     for q, (i, t, threshold, query) in enumerate(found):
-      anchors.append(Anchor(roots[i].doc_id, t, pieces[i][t], query, float(traces[i].entropy[t]), threshold,
+      anchors.append(Anchor(roots[i].doc_id, t, roots[i].pieces[t], query, float(traces[i].entropy[t]), threshold,
                             **passed[q], policy_step=traces[i].policy_step))
       by_root[i] += [Candidate(roots[i].doc_id, t, self._corpus.chunk(row).id, "retrieved", rank, score)
                      for rank, (row, score) in enumerate(hits[q])]

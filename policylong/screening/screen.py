@@ -17,11 +17,12 @@ from tqdm import tqdm
 
 from policylong import config as config_lib
 from policylong import tables
-from policylong.corpus.roots import pieces, root_span, sample_documents
+from policylong.corpus.roots import root_span, sample_documents
 from policylong.corpus.store import Corpus
 from policylong.errors import UserError
 from policylong.records import Anchor, Candidate, EntropyTrace, Negative, Positive, Root, Verdict
 from policylong.screening import judge
+from policylong.screening.anchors import entropy_threshold
 from policylong.screening.retrieve import Retriever
 from policylong.screening.scorer import Scorer
 from policylong.screening.texts import ChunkTokens
@@ -95,11 +96,9 @@ class Screener:
     traces = self.scorer.traces([root.tokens for root in roots], bar.update)
     rows = []
     for root, (entropy, nll) in zip(roots, traces):
-      document = self.corpus.document(self.corpus.document_index(root.doc_id))
-      known = entropy[1:].astype(np.float64)
-      rows.append((root.doc_id, document.source, root.start, root.end, root.tokens,
-                   pieces(self.tokenizer, document.text[root.start:root.end]), entropy, nll,
-                   float(known.mean() + config.alpha * known.std()), self.policy_step))
+      source = self.corpus.document(self.corpus.document_index(root.doc_id)).source
+      rows.append((root.doc_id, source, root.start, root.end, root.tokens, root.pieces, entropy, nll,
+                   entropy_threshold(entropy, config.alpha), self.policy_step))
     columns = [list(column) for column in zip(*rows)] or [[] for _ in _ROOTS_SCHEMA]
     tables.write(round_.shard("scan", shard), pa.table(columns, schema=_ROOTS_SCHEMA))
 
@@ -107,9 +106,8 @@ class Screener:
     """Anchors and candidates of a scanned shard; runs in the host thread."""
     if round_.shard("candidates", shard).exists():
       return
-    table = tables.read(round_.shard("scan", shard))
-    roots, traces = read_roots(table)
-    anchors, candidates = self.retriever.candidates(round_.index, roots, table["pieces"].to_pylist(), traces)
+    roots, traces = read_roots(tables.read(round_.shard("scan", shard)))
+    anchors, candidates = self.retriever.candidates(round_.index, roots, traces)
     tables.write(round_.shard("anchors", shard), tables.from_records(Anchor, anchors))
     tables.write(round_.shard("candidates", shard), tables.from_records(Candidate, candidates))
 
@@ -161,8 +159,9 @@ class Screener:
 def read_roots(table: pa.Table) -> tuple[list[Root], list[EntropyTrace]]:
   """The roots and traces of a `roots` table (or scan shard)."""
   roots, traces = [], []
-  for row in table.select(["doc_id", "start", "end", "tokens", "entropy", "nll", "policy_step"]).to_pylist():
-    roots.append(Root(row["doc_id"], row["start"], row["end"], np.asarray(row["tokens"], np.int32)))
+  for row in table.select(["doc_id", "start", "end", "tokens", "pieces", "entropy", "nll", "policy_step"]).to_pylist():
+    roots.append(Root(row["doc_id"], row["start"], row["end"], np.asarray(row["tokens"], np.int32),
+                      tuple(row["pieces"])))
     traces.append(EntropyTrace(row["doc_id"], np.asarray(row["entropy"], np.float32),
                                np.asarray(row["nll"], np.float32), row["policy_step"]))
   return roots, traces

@@ -22,15 +22,15 @@ def small(make_config, source, tmp_path):
 
 
 def test_rounds_are_disjoint_deterministic_and_use_every_document_in_the_end(small):
-  rounds = [sample_documents(small, seed=1, round_index=r, count=20, sources=()) for r in range(5)]
+  rounds = [sample_documents(small, seed=1, round_index=r, count=20, sources=()) for r in range(1, 6)]
   assert sorted(itertools.chain(*rounds)) == list(range(100))
-  assert rounds == [sample_documents(small, seed=1, round_index=r, count=20, sources=()) for r in range(5)]
-  other = sample_documents(small, seed=2, round_index=0, count=20, sources=())
+  assert rounds == [sample_documents(small, seed=1, round_index=r, count=20, sources=()) for r in range(1, 6)]
+  other = sample_documents(small, seed=2, round_index=1, count=20, sources=())
   assert set(other) != set(rounds[0])
 
 
 def test_roots_come_from_their_sources_only(small):
-  rows = [row for r in range(5)
+  rows = [row for r in range(1, 6)
           for row in sample_documents(small, seed=0, round_index=r, count=15, sources=("a", "c"))]
   assert sorted(rows) == [*range(40), *range(65, 100)]
 
@@ -45,7 +45,7 @@ def test_every_document_is_as_likely_as_another(small):
 
 def test_too_few_documents_are_told_with_both_numbers(small):
   with pytest.raises(UserError, match=r"need 60 root documents, but the corpus holds 40 \(a\)"):
-    sample_documents(small, seed=0, round_index=2, count=20, sources=("a",))
+    sample_documents(small, seed=0, round_index=3, count=20, sources=("a",))
 
 
 @pytest.fixture
@@ -62,6 +62,7 @@ def test_a_long_document_gives_a_window_that_begins_at_a_chunk(speeches, tokeniz
     assert len(root.tokens) == 100 < whole and root.start in speeches.chunk_starts(document)
     # what the tokens spell, by the tokenizer's own decoder
     assert tokenizer.decode(root.tokens) == record.text[root.start:root.end]
+    assert list(root.pieces) == [tokenizer.decode([token]) for token in root.tokens]
     # the window of the text read to its end, not of a prefix
     assert root.tokens.tolist() == tokenizer(record.text[root.start:]).input_ids[:100]
 
@@ -99,7 +100,8 @@ def test_a_window_never_ends_inside_a_character(make_config, source, tmp_path, t
   for limit in range(20, 60):
     root = root_span(corpus, tokenizer, 0, root_tokens=limit, min_root_tokens=2, seed=3)
     assert limit - 3 <= len(root.tokens) <= limit
-    assert tokenizer.decode(root.tokens) == text[root.start:root.end]
+    assert tokenizer.decode(root.tokens) == text[root.start:root.end] == "".join(root.pieces)
+    assert len(root.pieces) == len(root.tokens)
 
 
 def test_a_window_of_a_huge_document_reads_a_prefix_only(make_config, source, tmp_path, tokenizer):

@@ -1,0 +1,158 @@
+"""The paper's setting: Qwen2.5-3B from 32K to 131,072 tokens in 4 rounds of 1B tokens.
+
+  python -m policylong.main --config=configs/qwen3b_128k.py --workdir=gs://BUCKET/qwen3b \\
+    --config.model.path=DIR_OF_QWEN2.5_3B --config.retrieval.embedder_path=DIR_OF_QWEN3_EMBEDDING_0.6B
+
+Values marked P are PolicyLong's own (arXiv 2604.07809), E are EntropyLong's (arXiv 2510.02330), which the
+group's later paper builds on, D are decisions of this project where no source says. Hardware: TPU pods; which
+slice holds it, and how fast it is, has not been established yet.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+  return ConfigDict({
+      # Every random choice follows from it.
+      "seed": 0,
+      # Rounds of screening, synthesis and training (P).
+      "rounds": 4,
+      "model": {
+          # An HF directory (config.json, safetensors, tokenizer) or a GGUF file.
+          "path": "models/Qwen2.5-3B",
+          # Expected sha256 of the weight file; "" does not check.
+          "sha256": "",
+          # RoPE theta for the longer context; None keeps the model's own 1e6 (D: unknown for Qwen2.5; E has 2e8
+          # for Llama-3-8B).
+          "rope_theta": placeholder(float),
+          # YaRN factor over the model's own context length; None for no YaRN.
+          "yarn_factor": placeholder(float),
+          # Weights and matmul inputs of screening; logits and reductions are always float32.
+          "scoring_dtype": "bfloat16",
+      },
+      "corpus": {
+          # Where documents come from (E: 229M documents, 644M chunks). kind: jsonl, parquet, text (files) or
+          # tfds; the fields of a record that hold id and text; split is for tfds only.
+          "sources": (
+              {"name": "fineweb_edu", "kind": "parquet", "path": "corpus/fineweb-edu/*.parquet", "id_field": "id",
+               "text_field": "text", "split": ""},
+              {"name": "cosmopedia_v2", "kind": "parquet", "path": "corpus/cosmopedia-v2/*.parquet", "id_field": "",
+               "text_field": "text", "split": ""},
+          ),
+          # Sources that give root documents; () means all.
+          "root_sources": (),
+          # Characters of whole paragraphs in a chunk, the retrieval unit (NExtLong).
+          "chunk_chars": 2048,
+          # Where the chunked corpus and its index are kept; later rounds and runs use them again.
+          "cache_dir": "corpus/cache",
+      },
+      "retrieval": {
+          # D (E used jina-embeddings-v3, whose licence is non-commercial): minilm (all-MiniLM-L6-v2), qwen3
+          # (Qwen3-Embedding) or hashed (n-grams, for smoke tests).
+          "embedder": "qwen3",
+          # Directory of the embedder's weights and tokenizer.
+          "embedder_path": "models/Qwen3-Embedding-0.6B",
+          # Expected sha256 of its weight file; "" does not check.
+          "embedder_sha256": "",
+          # Longer texts are cut to so many tokens.
+          "embedder_max_tokens": 1024,
+          # Texts embedded at once.
+          "embedder_batch": 256,
+          # What a query asks for; used by qwen3 only.
+          "query_instruction": "Given a passage, retrieve passages that help to predict how it goes on",
+          # scann or exact.
+          "index": "scann",
+          # ScaNN partitions; None: about sqrt(chunks) from 20,000 chunks on, brute force below.
+          "leaves": placeholder(int),
+          # ScaNN searches as many leaves as recall@10 against exact search needs on real queries.
+          "target_recall": 0.95,
+      },
+      "screening": {
+          # Root documents screened each round, none twice (E: 100K in all).
+          "roots_per_round": 25_000,
+          # A root is at most so many tokens (P: root and candidate are about 2K tokens together); of a longer
+          # document one window is read.
+          "root_tokens": 1536,
+          # Shorter documents are no roots.
+          "min_root_tokens": 128,
+          # Tokens at the start of a root that are never anchors: they have too little left context.
+          "skip_tokens": 16,
+          # Anchor: entropy > mean + alpha * std of its root (E).
+          "alpha": 2.0,
+          # Of more anchors in a root the most uncertain ones are kept.
+          "max_anchors_per_root": 64,
+          # (E) The query is the text of tokens [t - w, t + w) around an anchor t.
+          "query_window": 16,
+          # Chunks retrieved for an anchor, cosine (E).
+          "top_k": 32,
+          # A chunk that shares so long a run of tokens with a query window is a near-copy, never a candidate.
+          "near_copy_ngram": 13,
+          # Random chunks verified for each root, for comparison; never used as context.
+          "control_chunks": 4,
+          # A context is accepted if it lowers the entropy by more than this share (E). None: from control.
+          "epsilon": 0.4,
+          # Each round, the smallest epsilon at which at most this share of random contexts passes.
+          "epsilon_from_control": placeholder(float),
+          # Accept only gains that exceed the best control gain at the anchor by so much; None: not asked
+          # (paper).
+          "control_margin": placeholder(float),
+          # Hard negatives: positives (similar to the verified positives, P), rejected (refused candidates),
+          # both, or none.
+          "negatives": "positives",
+          # Negatives ranked for each positive; a sequence takes as many as it has room for.
+          "negatives_per_positive": 64,
+          # A chunk is cut to so many tokens.
+          "max_chunk_tokens": 768,
+          # Scoring rows are padded to multiples of it.
+          "bucket_multiple": 128,
+          # Padded tokens that a device scores at once.
+          "tokens_per_batch": 32_768,
+          # Roots that go through scan, retrieval and verification together; a restart repeats at most one such
+          # shard.
+          "roots_per_shard": 64,
+      },
+      "synthesis": {
+          # Tokens of a training sequence, exactly (P).
+          "sequence_length": 131_072,
+          # Text between a context and what follows it.
+          "separator": "\n\n",
+      },
+      "training": {
+          # Optimizer steps a round: 238 x 32 x 131,072 = 1.0B tokens (P).
+          "steps_per_round": 238,
+          # Sequences a step: 4M tokens (E).
+          "batch_size": 32,
+          # Microbatches that a step adds up.
+          "accumulation": 1,
+          # Learning rate after warm-up (E).
+          "peak_learning_rate": 4e-5,
+          # Share of the schedule that warms up; then cosine to 0 (E).
+          "warmup_fraction": 0.2,
+          # D. run: one schedule over all rounds, optimizer state carried on; round: both restart each round.
+          "schedule": "run",
+          # AdamW (E).
+          "adam_b1": 0.9,
+          "adam_b2": 0.95,
+          # Decay of weight matrices; norms and biases have none (E: 0.1).
+          "weight_decay": 0.1,
+          # Gradients are scaled down to this global norm (E).
+          "clip_norm": 1.0,
+          # Weights and activations in the forward and backward pass; the master copy is float32.
+          "compute_dtype": "bfloat16",
+          # Recompute activations in the backward pass.
+          "remat": True,
+          # Steps between checkpoints; the end of a round is always one.
+          "checkpoint_every": 50,
+          # Newest checkpoints kept.
+          "keep_checkpoints": 2,
+      },
+      # Devices along each axis; -1: all that are left.
+      "mesh": {"data": 1, "fsdp": -1, "context": 4, "tensor": 1},
+      "report": {
+          # Roots shown in full on the page, for each round.
+          "roots": 4,
+          # Anchors shown for each of them.
+          "anchors_per_root": 6,
+      },
+  })
