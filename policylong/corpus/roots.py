@@ -1,6 +1,7 @@
 """Which documents are the roots of a round, and which of their tokens the policy reads."""
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -81,6 +82,10 @@ def pieces(tokenizer, text: str) -> list[str]:
 
 def _cut_at(text: str, ends: np.ndarray) -> list[str]:
   return [text[start:end] for start, end in zip([0, *ends.tolist()], ends.tolist())]
+
+
+def _cut_at(text: str, ends: np.ndarray) -> list[str]:
+  return [text[start:end] for start, end in itertools.pairwise([0, *ends.tolist()])]
 
 
 def _first_tokens(tokenizer, text: str, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:

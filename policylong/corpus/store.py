@@ -146,12 +146,16 @@ class Corpus:
   def document(self, index: int) -> Document:
     """The document at row `index`."""
     batch, row = self._locate(index)
-    return Document(batch.column(0)[row].as_py(), batch.column(1)[row].as_py(), self._source_of(index))
+    return Document(batch.column(0)[row].as_py(), batch.column(1)[row].as_py(), self.document_source(index))
 
   def document_id(self, index: int) -> str:
     """The id alone, without reading the text."""
     batch, row = self._locate(index)
     return batch.column(0)[row].as_py()
+
+  def document_source(self, index: int) -> str:
+    """The name of the source that a document came from, without reading the text."""
+    return next(name for name, rows in self._sources.items() if index in rows)
 
   def document_index(self, doc_id: str) -> int:
     """The row of a document.
@@ -228,9 +232,6 @@ class Corpus:
       rows[name] = range(first, first + counts["documents"])
       first += counts["documents"]
     return rows
-
-  def _source_of(self, index):
-    return next(name for name, rows in self._sources.items() if index in rows)
 
 
 def _check(index: int, length: int, what: str) -> None:

@@ -63,6 +63,8 @@ def test_a_long_document_gives_a_window_that_begins_at_a_chunk(speeches, tokeniz
     # what the tokens spell, by the tokenizer's own decoder
     assert tokenizer.decode(root.tokens) == record.text[root.start:root.end]
     assert list(root.pieces) == [tokenizer.decode([token]) for token in root.tokens]
+    assert "".join(root.pieces) == record.text[root.start:root.end] and len(root.pieces) == len(root.tokens)
+    assert all(tokenizer.decode([t]) == piece for t, piece in zip(root.tokens.tolist(), root.pieces) if piece.isascii())
     # the window of the text read to its end, not of a prefix
     assert root.tokens.tolist() == tokenizer(record.text[root.start:]).input_ids[:100]
 

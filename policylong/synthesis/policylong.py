@@ -1,0 +1,98 @@
+"""The PolicyLong sequence: shuffled positives and hard negatives, then their root (arXiv 2604.07809).
+
+Without negatives it is EntropyLong's (arXiv 2510.02330). How a sequence comes to exactly L tokens is
+our decision, because no source says: positives by gain, then negatives in turn, the last chunk cut;
+what is too short to fill L is joined with the next root's block.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from policylong.records import LongSequence, Negative, Positive, Root
+from policylong.synthesis.assembly import ChunkTokens, Context, Draft, Filler
+
+
+def synthesize(roots: Iterable[Root], positives: Iterable[Positive], negatives: Iterable[Negative], *,
+               chunk_tokens: ChunkTokens, filler: Filler, separator: np.ndarray, sequence_length: int,
+               seed: int, round_index: int, policy_step: int) -> Iterator[LongSequence]:
+  """Makes the training sequences of one round, in the order of the roots.
+
+  A root without positives makes no block. A block takes the root's positives by gain, best first, then
+  its negatives: each positive's nearest one, then each one's second, and so on, until the sequence is
+  full. The last chunk is cut to fit; what is left over is dropped. A block that does not fill the
+  sequence is joined with the next root's if that root and its best positive fit whole, behind a
+  separator; if not, or if no root is left, random chunks fill the last block. At last each block's
+  contexts are shuffled by (seed, round, root), fillers among them.
+
+  Args:
+    roots: in the order in which they are used.
+    positives, negatives: of all roots, in any order; those of other documents are not used.
+    chunk_tokens: chunk id -> int32 tokens, separator behind it included.
+    filler: (doc id, n) -> the first n random chunks for a root; fewer if the corpus has no more.
+    separator: int32 tokens that follow a root which is not the sequence's last.
+    sequence_length: L.
+    policy_step: of the policy that chose the contexts; kept in every span.
+
+  Raises:
+    UserError: a root leaves no room for a context, or the corpus is too small to fill L tokens.
+  """
+  positives_of, negatives_of = _by_document(positives), _by_document(negatives)
+
+  def order(root: Root, context: Context) -> bytes:
+    return _shuffle_key(seed, round_index, root.doc_id, context.chunk_id)
+
+  def empty() -> Draft:
+    return Draft(sequence_length, separator, chunk_tokens)
+
+  draft = empty()
+  for root in roots:
+    own = sorted(positives_of.get(root.doc_id, ()), key=lambda positive: (-positive.gain, positive.chunk_id))
+    best = [Context(p.chunk_id, "positive", p.position, p.gain, rank) for rank, p in enumerate(own)]
+    if len(draft) and best and not draft.admits(root, best):
+      yield draft.finish(filler, order, policy_step)
+      draft = empty()
+    if not draft.admits(root, best):
+      continue
+    draft.add(root, itertools.chain(best, _in_turn(own, negatives_of.get(root.doc_id, ()))))
+    if draft.full:
+      yield draft.finish(filler, order, policy_step)
+      draft = empty()
+  if len(draft):
+    yield draft.finish(filler, order, policy_step)
+
+
+def _by_document(records):
+  groups = {}
+  for record in records:
+    groups.setdefault(record.doc_id, []).append(record)
+  return groups
+
+
+def _in_turn(positives: Sequence[Positive], negatives: Iterable[Negative]) -> Iterator[Context]:
+  """Negatives round-robin over the chunks that they are negatives of.
+
+  The turns go through the positives by gain, then through other chunks (rejected candidates) in the
+  order in which they come; within one, by rank. A chunk that was offered is passed over within a turn.
+  """
+  queues: dict[str, list[Negative]] = {positive.chunk_id: [] for positive in positives}
+  for negative in negatives:
+    queues.setdefault(negative.of_chunk, []).append(negative)
+  offered = {positive.chunk_id for positive in positives}
+  turns = [iter(sorted(queue, key=lambda negative: negative.rank)) for queue in queues.values()]
+  while turns:
+    going = []
+    for turn in turns:
+      negative = next((n for n in turn if n.chunk_id not in offered), None)
+      if negative is not None:
+        offered.add(negative.chunk_id)
+        yield Context(negative.chunk_id, "negative", -1, float("nan"), negative.rank)
+        going.append(turn)
+    turns = going
+
+
+def _shuffle_key(seed: int, round_index: int, doc_id: str, chunk_id: str) -> bytes:
+  """Sorting by it is a random order that is the same in every process and for every order of the input."""
+  return hashlib.blake2b(f"{seed}/{round_index}/{doc_id}/{chunk_id}".encode(), digest_size=16).digest()

@@ -1,0 +1,153 @@
+"""Sequences on disk: array_record for training, one Parquet table of spans for people.
+
+  sequences/part-00000.array_record ...   a record is the L tokens of a sequence, little-endian int32
+  sequences.parquet                       one row a span: `sequence` (which record), then the fields of
+                                          `records.Span`; written last
+
+Both are the same bytes for the same sequences: array_record writes no clock and no path, and records
+are not compressed, so the bytes do not hang on a compressor's version either.
+"""
+
+import errno
+import os
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from array_record.python import array_record_module
+from etils import epath
+
+from policylong import tables
+from policylong.errors import UserError
+from policylong.records import LongSequence, Positive, Span
+
+# A new file is begun when one holds so much: 2,048 sequences of 32K tokens.
+SHARD_BYTES = 256 << 20
+# One record a group: a trainer reads single sequences in random order.
+_OPTIONS = "group_size:1,uncompressed"
+_AGAIN = "delete it and start again, and it is made anew"
+
+
+def write_sequences(sequences: Iterable[LongSequence], directory: epath.PathLike) -> int:
+  """Writes sequences/ and sequences.parquet into `directory` and returns the number of sequences.
+
+  Files of an earlier attempt are removed first. Each file appears whole or not at all, the table last.
+
+  Raises:
+    OSError: the disk is full, or the folder cannot be written.
+  """
+  directory = epath.Path(directory)
+  folder, table_path = directory / "sequences", directory / "sequences.parquet"
+  table_path.unlink(missing_ok=True)
+  folder.mkdir(parents=True, exist_ok=True)
+  for path in folder.glob("*part-*"):
+    path.unlink()
+  shard = None
+  spans: list[Span] = []
+  numbers: list[int] = []
+  count = files = 0
+  for sequence in sequences:
+    if shard is None:
+      shard = _Shard(folder / f"part-{files:05d}.array_record")
+      files += 1
+    shard.write(sequence.tokens)
+    spans += sequence.spans
+    numbers += [count] * len(sequence.spans)
+    count += 1
+    if shard.size >= SHARD_BYTES:
+      shard.close()
+      shard = None
+  if shard is not None:
+    shard.close()
+  table = tables.from_records(Span, spans)
+  tables.write(table_path, table.add_column(0, "sequence", pa.array(numbers, pa.int64())))
+  return count
+
+
+def sequence_paths(folder: epath.PathLike) -> list[epath.Path]:
+  """The array_record files of a sequences/ folder, in order: sequence 0 is the first record of the first."""
+  return sorted(epath.Path(folder).glob("part-*.array_record"))
+
+
+def read_tokens(paths: epath.PathLike | Sequence[epath.PathLike]) -> np.ndarray:
+  """int32[sequences, L]: every sequence of one or several array_record files.
+
+  Raises:
+    UserError: a file is missing or damaged.
+  """
+  records = []
+  for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
+    try:
+      reader = array_record_module.ArrayRecordReader(os.fspath(path))
+      # A damaged file says that it holds 0 records; only reading brings the reason out.
+      records += reader.read(list(range(reader.num_records()))) if reader.num_records() else reader.read_all()
+      reader.close()
+    except (RuntimeError, ValueError, IndexError) as error:
+      raise UserError(f"{path} cannot be read as array_record ({str(error).split(';')[0]}): {_AGAIN}") from error
+  if len({len(record) for record in records}) > 1 or any(len(record) % 4 for record in records):
+    raise UserError(f"{paths} holds records of {sorted({len(record) for record in records})} bytes, wanted four "
+                    f"bytes a token and the same length everywhere: {_AGAIN}")
+  length = len(records[0]) // 4 if records else 0
+  return np.frombuffer(b"".join(records), "<i4").astype(np.int32).reshape(len(records), length)
+
+
+def read_spans(path: epath.PathLike, sequences: Iterable[int]) -> list[tuple[Span, ...]]:
+  """The spans of some sequences of a sequences.parquet, in the order asked for.
+
+  Raises:
+    UserError: the file is missing or damaged, or lacks one of the sequences.
+  """
+  table = tables.read(path)
+  result = []
+  for number in sequences:
+    rows = table.filter(pc.equal(table.column("sequence"), number))
+    if not rows.num_rows:
+      raise UserError(f"{path} has no sequence {number}")
+    result.append(tuple(tables.to_records(Span, rows)))
+  return result
+
+
+def summarise(spans: pa.Table, positives: Sequence[Positive]) -> dict:
+  """What became of a round's positives, from its table of spans.
+
+  Returns:
+    sequences, roots (blocks), joined_sequences (of several roots), tokens {role: count}, positives_cut_off
+    (positives of roots in use that found no room, or whose text stood in the sequence already).
+  """
+  counts = spans.group_by("role").aggregate([("start", "sum"), ("end", "sum"), ("role", "count")]).to_pylist()
+  tokens = {row["role"]: row["end_sum"] - row["start_sum"] for row in counts}
+  roots = spans.filter(pc.equal(spans.column("role"), "root"))
+  used = set(roots.column("doc_id").to_pylist())
+  placed = sum(row["role_count"] for row in counts if row["role"] == "positive")
+  blocks = roots.group_by("sequence").aggregate([("role", "count")]).column("role_count").to_pylist()
+  return {"sequences": len(blocks), "roots": sum(blocks), "joined_sequences": sum(n > 1 for n in blocks),
+          "tokens": {role: tokens.get(role, 0) for role in ("root", "positive", "negative", "filler")},
+          "positives_cut_off": sum(positive.doc_id in used for positive in positives) - placed}
+
+
+class _Shard:
+  """One array_record file, under a temporary name until it is closed."""
+
+  def __init__(self, path: epath.Path):
+    self._path, self._temporary, self.size = path, path.with_name(f".{path.name}.tmp"), 0
+    self._writer = self._try(array_record_module.ArrayRecordWriter, os.fspath(self._temporary), _OPTIONS)
+
+  def write(self, tokens: np.ndarray) -> None:
+    data = tokens.astype("<i4").tobytes()
+    self._try(self._writer.write, data)
+    self.size += len(data)
+
+  def close(self) -> None:
+    self._try(self._writer.close)
+    self._temporary.rename(self._path)
+
+  def _try(self, function, *arguments):
+    """array_record tells of a full disk by a RuntimeError with the system's sentence in it."""
+    try:
+      return function(*arguments)
+    except RuntimeError as error:
+      for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if os.strerror(code) in str(error):
+          raise OSError(code, os.strerror(code), os.fspath(self._path)) from error
+      raise
