@@ -1,0 +1,42 @@
+"""What an embedder is, and the one that a config names."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from policylong import config as config_lib
+from policylong.retrieval.hashed import HashedNgrams
+from policylong.retrieval.minilm import MiniLM
+
+
+class Embedder(Protocol):
+  """Texts to vectors of length 1, whose dot product is their cosine.
+
+  A text's vector does not depend, in any bit, on the other texts of the call.
+
+  Attributes:
+    version: hash of everything that changes a vector but the machine and the batch size, which change its
+      last bits alone.
+    dim: D, the length of a vector.
+  """
+  version: str
+  dim: int
+
+  def embed_documents(self, texts: Sequence[str]) -> np.ndarray:
+    """float32[len(texts), D] of texts that are searched."""
+
+  def embed_queries(self, texts: Sequence[str]) -> np.ndarray:
+    """float32[len(texts), D] of texts that are searched for."""
+
+
+def make_embedder(config: config_lib.Retrieval) -> Embedder:
+  """The embedder of a config, with its weights loaded.
+
+  Raises:
+    UserError: its files are missing, damaged, of another model or hash.
+  """
+  if config.embedder == "hashed":
+    return HashedNgrams()
+  return MiniLM(config.embedder_path, sha256=config.embedder_sha256, max_tokens=config.embedder_max_tokens,
+                batch=config.embedder_batch)
