@@ -1,33 +1,115 @@
 """Likelihood of tokens under an output matrix: one op, several implementations.
 
+Logits are hidden @ output_matrix^T and are never stored whole by `streaming`. Every row of the matrix
+counts, also rows beyond the tokenizer's vocabulary with which some checkpoints are padded (Qwen2.5 has
+151,936 rows for 151,665 tokens): transformers does the same, so its perplexities are comparable.
+
 Letters: T tokens, D model, V vocabulary.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from policylong.errors import UserError
-from policylong.likelihood import reference
+from policylong.likelihood import loss, reference, streaming
 
-IMPLEMENTATIONS = {"reference": reference.token_likelihood}
+IMPLEMENTATIONS = ("streaming", "reference")
 
 
 class Likelihood(NamedTuple):
-  """What a prediction says, in nats: of the target, of itself, and its log-partition."""
-  nll: Float[Array, "..."]
-  entropy: Float[Array, "..."]
-  lse: Float[Array, "..."]
+  """What a prediction says, in nats, float32."""
+  nll: Float[Array, "..."]  # of the target
+  entropy: Float[Array, "..."]  # of the whole distribution
+  lse: Float[Array, "..."]  # log of the partition sum: logit - lse is a log-probability
 
 
-def token_likelihood(hidden: Float[Array, "*tokens D"], output_matrix: Float[Array, "V D"],
-                     targets: Int[Array, "*tokens"], *, implementation: str | None = None) -> Likelihood:
-  """nll of each target, entropy of each prediction, and logsumexp of the logits."""
-  implementation = implementation or "reference"
+def token_likelihood(
+    hidden: Float[Array, "*tokens D"], output_matrix: Float[Array, "V D"], targets: Int[Array, "*tokens"], *,
+    implementation: str | None = None, token_block: int = streaming.TOKEN_BLOCK,
+    vocab_block: int = streaming.VOCAB_BLOCK, axis_name: str | None = None) -> Likelihood:
+  """nll of each target, entropy of each prediction and logsumexp, for scoring (see `next_token_loss`).
+
+  Args:
+    hidden: final hidden states, after the last norm. bfloat16 operands are multiplied as they are and
+      accumulated in float32; all that follows is float32.
+    output_matrix: one row a token of the vocabulary (the embedding, if tied).
+    targets: rows of the matrix, 0 .. V - 1.
+    implementation: "streaming" (the choice of None) or "reference".
+    token_block, vocab_block: the tile of logits that is held at a time; the defaults are the fastest on
+      two CPU cores, an accelerator wants more tokens.
+    axis_name: inside `jax.shard_map`, the mesh axis over which the rows of the matrix are sharded, in
+      order; targets still count over the whole vocabulary. Streaming only.
+
+  Returns:
+    float32 arrays in the shape of targets, in nats.
+
+  Raises:
+    UserError: the implementation does not exist, or cannot be sharded.
+  """
+  T, D = targets.size, hidden.shape[-1]
+  _check_shapes(hidden, output_matrix, targets)
+  if implementation is None:
+    implementation = "streaming"
   if implementation not in IMPLEMENTATIONS:
     raise UserError(f"likelihood implementation {implementation!r} does not exist: "
                     f"use one of {', '.join(IMPLEMENTATIONS)}")
-  D = hidden.shape[-1]
-  values = IMPLEMENTATIONS[implementation](hidden.reshape(-1, D), output_matrix, targets.reshape(-1))
-  return jax.tree.map(lambda x: x.reshape(targets.shape), Likelihood(*values))
+  arrays = (hidden.reshape(T, D), output_matrix, targets.reshape(T))
+  if implementation == "reference":
+    if axis_name is not None:
+      raise UserError(f"likelihood implementation 'reference' cannot shard the vocabulary over {axis_name!r}: "
+                      "use 'streaming'")
+    values = reference.token_likelihood(*arrays)
+  else:
+    values = streaming.token_likelihood(*arrays, token_block, vocab_block, axis_name)
+  return Likelihood(*(x.reshape(targets.shape) for x in values))
+
+
+def next_token_loss(
+    hidden: Float[Array, "*tokens D"], output_matrix: Float[Array, "V D"], targets: Int[Array, "*tokens"],
+    weights: Float[Array, "*tokens"], *, token_block: int = streaming.TOKEN_BLOCK,
+    vocab_block: int = streaming.VOCAB_BLOCK, axis_name: str | None = None
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+  """(sum of weights * nll in nats, sum of weights): divide for the mean, after summing over devices.
+
+  For training: the gradient keeps one float32 a token (lse) and computes the logits again, tile by tile;
+  sums over tokens and over the vocabulary are float32, the gradients have the dtypes of their arrays.
+  Arguments as in `token_likelihood`. `axis_name` works inside `jax.shard_map`.
+  """
+  _check_shapes(hidden, output_matrix, targets)
+  T, D = targets.size, hidden.shape[-1]
+  nll = loss.nll(hidden.reshape(T, D), output_matrix, targets.reshape(T), token_block, vocab_block, axis_name)
+  weights = weights.reshape(T).astype(jnp.float32)
+  return jnp.sum(weights * nll), jnp.sum(weights)
+
+
+def sharded_token_likelihood(
+    hidden: Float[Array, "B S D"], output_matrix: Float[Array, "V D"], targets: Int[Array, "B S"], *,
+    mesh: Mesh, vocab_axis: str, batch_axes: tuple[str, ...] = (), token_block: int = streaming.TOKEN_BLOCK,
+    vocab_block: int = streaming.VOCAB_BLOCK) -> Likelihood:
+  """`token_likelihood` with the matrix's rows sharded over one mesh axis and the batch over others.
+
+  Raises:
+    UserError: the axis does not divide the vocabulary, or the batch axes the batch.
+  """
+  tokens = PartitionSpec(batch_axes or None)
+  for what, size, axes in (("vocabulary", output_matrix.shape[0], (vocab_axis,)),
+                           ("batch", hidden.shape[0], batch_axes)):
+    shards = functools.reduce(lambda n, axis: n * mesh.shape[axis], axes, 1)
+    if size % shards:
+      raise UserError(f"the {what} of {size} cannot be split over {shards} devices (mesh axes {axes}): "
+                      f"{size} is not a multiple of {shards}")
+  body = functools.partial(token_likelihood, token_block=token_block, vocab_block=vocab_block,
+                           axis_name=vocab_axis)
+  return jax.shard_map(body, mesh=mesh, in_specs=(tokens, PartitionSpec(vocab_axis), tokens),
+                       out_specs=tokens)(hidden, output_matrix, targets)
+
+
+def _check_shapes(hidden, output_matrix, targets) -> None:
+  if hidden.shape[:-1] != targets.shape or hidden.shape[-1] != output_matrix.shape[1]:
+    raise ValueError(f"hidden {hidden.shape}, output matrix {output_matrix.shape} and targets "
+                     f"{targets.shape} do not agree")

@@ -1,0 +1,90 @@
+"""The training side of the op: nll whose gradient is computed tile by tile from lse alone.
+
+Autodiff of the forward scan would keep every tile of logits; here the backward pass computes each tile
+anew. With p = softmax(z), d nll / d z = p - onehot(target). The vocabulary is the outer loop: a block of
+the output matrix's gradient is then finished before the next begins, so that gradient needs no float32
+copy of the whole matrix; that of the hidden states is one [T, D] array in float32.
+
+Letters: T tokens, D model, V vocabulary.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from policylong.likelihood import streaming
+
+
+def nll(hidden: jax.Array, output_matrix: jax.Array, targets: jax.Array, token_block: int, vocab_block: int,
+        axis_name: str | None) -> jax.Array:
+  """float32 [T] negative log-likelihoods in nats, differentiable in hidden and output_matrix."""
+  # All alike inside shard_map: gradients are then summed over devices where, and only where, they must be.
+  hidden, output_matrix = (streaming.varying_as(x, hidden, output_matrix, targets)
+                           for x in (hidden, output_matrix))
+  return _nll(hidden, output_matrix, targets, token_block, vocab_block, axis_name)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _nll(hidden, output_matrix, targets, token_block, vocab_block, axis_name):
+  return _forward(hidden, output_matrix, targets, token_block, vocab_block, axis_name)[0]
+
+
+def _forward(hidden, output_matrix, targets, token_block, vocab_block, axis_name):
+  values, _, lse = streaming.token_likelihood(hidden, output_matrix, targets, token_block, vocab_block,
+                                              axis_name)
+  return values, (hidden, output_matrix, targets, lse)
+
+
+def _backward(token_block, vocab_block, axis_name, residuals, cotangent):
+  hidden, output_matrix, targets, lse = residuals
+  T, D = hidden.shape
+  V = output_matrix.shape[0]
+  targets = streaming.local_targets(targets, output_matrix, axis_name)
+  blocks, size = streaming.equal_blocks(T, token_block)
+  stacked = tuple(streaming.stack(x, blocks, size) for x in (hidden, targets, lse, cotangent))
+
+  def add_rows(carry, start, width):
+    d_hidden, d_matrix = carry
+    rows = lax.dynamic_slice_in_dim(output_matrix, start, width)
+    d_hidden, d_rows = _rows_gradient(stacked, d_hidden, rows, start)
+    d_matrix = lax.dynamic_update_slice_in_dim(d_matrix, d_rows.astype(d_matrix.dtype), start, 0)
+    return d_hidden, d_matrix
+
+  carry = (jnp.zeros((blocks, size, D), jnp.float32), jnp.zeros_like(output_matrix))
+  carry = tuple(streaming.varying_as(x, hidden, output_matrix, cotangent) for x in carry)
+  full = V // vocab_block
+  if full:
+    carry, _ = lax.scan(lambda c, i: (add_rows(c, i * vocab_block, vocab_block), None), carry,
+                        jnp.arange(full))
+  if V % vocab_block:
+    carry = add_rows(carry, full * vocab_block, V % vocab_block)
+  d_hidden, d_matrix = carry
+  return d_hidden.reshape(-1, D)[:T].astype(hidden.dtype), d_matrix, None
+
+
+def _rows_gradient(stacked, d_hidden, rows, start):
+  """Adds these rows' share to d_hidden [blocks, size, D]; returns it and d_rows, both float32."""
+  dtype = jnp.promote_types(stacked[0].dtype, rows.dtype)
+  precision = streaming.precision_of(dtype)
+
+  def step(carry, index):
+    d_hidden, d_rows = carry
+    hidden, targets, lse, cotangent = (x[index] for x in stacked)
+    probabilities = jnp.exp(streaming.logits_of(hidden, rows) - lse[:, None])
+    is_target = jnp.arange(rows.shape[0]) == (targets - start)[:, None]
+    # In the products' own dtype: with bfloat16 weights the other operand has no more digits than that.
+    d_logits = ((probabilities - is_target) * cotangent[:, None]).astype(dtype)
+    update = jnp.einsum("tv,vd->td", d_logits, rows.astype(dtype), preferred_element_type=jnp.float32,
+                        precision=precision)
+    d_hidden = d_hidden.at[index].add(update)
+    d_rows += jnp.einsum("tv,td->vd", d_logits, hidden.astype(dtype), preferred_element_type=jnp.float32,
+                         precision=precision)
+    return (d_hidden, d_rows), None
+
+  d_rows = streaming.varying_as(jnp.zeros(rows.shape, jnp.float32), d_hidden)
+  return lax.scan(step, (d_hidden, d_rows), jnp.arange(d_hidden.shape[0]))[0]
+
+
+_nll.defvjp(_forward, _backward)
