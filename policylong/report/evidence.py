@@ -1,5 +1,7 @@
 """Where a chunk repeats the root's own words up to an anchor: the part of its text worth reading first."""
 
+import re
+
 from policylong.report.markup import Markup, element, join
 
 _LEFT = 400  # characters of the root looked at before the anchor
@@ -20,13 +22,16 @@ def shared_run(pieces: list[str], position: int, text: str) -> tuple[int, int] |
   """
   token = pieces[position]
   before = "".join(pieces[max(0, position - _LEFT):position])[-_LEFT:]
-  start, length = text.find(token) if token.strip() else -1, 0
-  if start < 0:
+  after = "".join(pieces[position + 1:position + 1 + _RIGHT])[:_RIGHT]
+  # A token that ends a word in the root must end one in the chunk too: " the" is not in " them".
+  ending = "" if after[:1].isalnum() else r"(?!\w)"
+  if not token.strip() or (found := re.search(re.escape(token) + ending, text)) is None:
     return None
-  while length < len(before) and (found := text.find(before[len(before) - length - 1:] + token)) >= 0:
-    start, length = found, length + 1
+  start, length = found.start(), 0
+  while length < len(before) and (found := re.search(re.escape(before[-length - 1:] + token) + ending, text)):
+    start, length = found.start(), length + 1
   end = start + length + len(token)
-  for character in "".join(pieces[position + 1:position + 1 + _RIGHT])[:_RIGHT]:
+  for character in after:
     if end >= len(text) or text[end] != character:
       break
     end += 1

@@ -10,6 +10,7 @@ from policylong.report.words import decimal, of, plural, share, threshold
 PAPER_ALPHA, PAPER_EPSILON = 2.0, 0.4
 PAPER_MEAN_GAIN = 0.68  # accepted pairs of EntropyLong (arXiv 2510.02330), at epsilon 0.4
 STARVED_SHARE = 0.25  # a round is starved when fewer of its roots have a positive
+PAPER_PER_ANCHOR = 46 / 292  # accepted dependencies by anchors on EntropyLong's ablation roots, alpha 2.0, epsilon 0.4
 CONTROL_RATIO = 3.0  # own candidates should pass at least this many times as often as random chunks
 
 
@@ -39,7 +40,7 @@ def verdict(round_: RoundData, checks: list[Check]) -> str:
 def checks(run: Run, round_: RoundData) -> list[Check]:
   """Everything that can be said of one round, the worst first."""
   numbers = facts.summary(round_)
-  found = [*_files(round_), *_fed(numbers), *_against_control(numbers), *_anchors(round_, numbers),
+  found = [*_files(round_), *_fed(numbers), *_against_control(numbers), *_anchors(round_, numbers), *_fruit(numbers),
            *_verdicts(run, round_), *_gain(numbers, run.epsilon(round_)), *_offpolicy(numbers), *_loss(run, round_)]
   return sorted(found, key=lambda check: ("bad", "look", "good").index(check.level))
 
@@ -96,6 +97,15 @@ def _anchors(round_, numbers):
   level = "look" if without > roots / 2 else "good"
   yield Check(level, f"{decimal(numbers.get('anchors_per_root'), 1)} anchors a root; "
                      f"{of(without, roots)} roots have none.")
+
+
+def _fruit(numbers):
+  own, anchors = (numbers.get("acceptance") or {}).get("own"), numbers.get("anchors")
+  if own and anchors:
+    ratio = own["accepted"] / anchors
+    yield Check("good" if ratio >= PAPER_PER_ANCHOR / 4 else "look",
+                f"{decimal(ratio)} accepted own candidates an anchor; EntropyLong reports 46 at 292 anchors, "
+                f"{decimal(PAPER_PER_ANCHOR)}.")
 
 
 def _verdicts(run, round_):

@@ -149,35 +149,35 @@ def _corpus(run):
     return _nothing("corpus.json is missing: what was read is unknown.")
   bad = corpus.get("bad_records") or {}
   cells = [("documents", corpus.get("documents")), ("chunks", corpus.get("chunks")),
-           ("characters", corpus.get("characters")), ("bad records, skipped", sum(bad.values()))]
+           ("characters", corpus.get("characters")),
+           ("bad records, skipped", sum(row["count"] for row in bad.values()))]
   parts = [element("dl", *(element("div", element("dt", name), element("dd", count(value))) for name, value in cells),
                    class_="facts")]
   if sources := corpus.get("sources"):
-    parts.append(disclosure("Sources", _json(sources), class_="panel"))
+    fields = ("documents", "chunks", "characters", "made_up_ids", "bad_records")
+    rows = [(name, *(count(numbers.get(field)) for field in fields)) for name, numbers in sources.items()]
+    parts += [element("h3", "Sources"),
+              table(("source", "documents", "chunks", "characters", "ids made up", "bad records"), rows)]
   if bad:
-    examples = corpus.get("examples") or {}
-    rows = [(reason, count(number), _examples(examples, reason)) for reason, number in
-            sorted(bad.items(), key=lambda item: -item[1])]
-    parts += [element("h3", "Bad records by reason"), table(("reason", "records", "examples"), rows, class_="texts")]
+    rows = [(reason, count(row["count"]), join((element("code", f"{example['source']}: {example['place']}")
+                                                for example in row["examples"]), Markup("<br>")))
+            for reason, row in sorted(bad.items(), key=lambda item: -item[1]["count"])]
+    parts += [element("h3", "Bad records by reason"), table(("reason", "records", "the first of them"), rows,
+                                                            class_="texts")]
   return join(parts)
 
 
-def _examples(examples, reason):
-  found = examples.get(reason, ()) if isinstance(examples, dict) else examples
-  found = found if isinstance(found, list | tuple) else [found]
-  return join([element("code", one if isinstance(one, str) else json.dumps(one, ensure_ascii=False)) for one in found],
-              Markup("<br>"))
-
-
 def _run(run):
-  rows = [("working directory", run.directory), ("seed", setting(run.setting("seed", NONE)))]
-  rows += [(f"round {round_.index}, hash of {name}", digest) for round_ in run.rounds
-           for name, digest in (round_.summary.get("files") or {}).items()]
-  return join([table(("", ""), rows[:2], class_="texts"),
-               disclosure("Config", _json(run.config), class_="panel") if run.config else
-               _nothing("config.json is missing."),
-               disclosure("Hashes of the tables (sha256)", table(("", ""), rows[2:], class_="texts"), class_="panel")
-               if rows[2:] else ""])
+  cells = [("seed", setting(run.setting("seed", NONE))), ("working directory", run.directory)]
+  parts = [element("dl", *(element("div", element("dt", name), element("dd", value)) for name, value in cells),
+                   class_="facts")]
+  if run.config:
+    parts.append(disclosure("Config", _json(run.config), class_="panel"))
+  hashes = [(f"round {round_.index}, {name}", element("code", digest)) for round_ in run.rounds
+            for name, digest in (round_.summary.get("files") or {}).items()]
+  if hashes:
+    parts.append(disclosure("Hashes of the tables", table(("table", "sha256"), hashes, class_="texts"), class_="panel"))
+  return join(parts)
 
 
 def _json(value):

@@ -117,11 +117,11 @@ def acceptance(run: Run) -> Markup | None:
 
 def gains(run: Run, round_: RoundData) -> Markup | None:
   """The share of pairs whose gain exceeds x, retrieved against control, in one round."""
-  drawn = [(name, color, words, np.sort(round_.pairs[name]["gain"])) for name, color, words in GROUPS
-           if name in round_.pairs and len(round_.pairs[name]["gain"])]
+  finite = {name: pairs["gain"][np.isfinite(pairs["gain"])] for name, pairs in round_.pairs.items()}
+  drawn = [(name, color, words, np.sort(finite[name])) for name, color, words in GROUPS if len(finite.get(name, ()))]
   if not drawn:
     return None
-  floor = 10.0 ** math.floor(math.log10(1 / max(len(values) for *_, values in drawn)))
+  floor = max(1e-4, 10.0 ** math.floor(math.log10(1 / max(len(values) for *_, values in drawn))))
   axes = Axes((-0.5, 1.0), (floor, 1.0), "gain x (relative drop of entropy)", "share of pairs with gain > x",
               log_y=True)
   axes.x_ticks(ticks := [-0.5, -0.25, 0, 0.25, 0.5, 0.75, 1], [decimal(tick, 2) for tick in ticks])
@@ -147,8 +147,8 @@ def mean_gain(run: Run) -> Markup | None:
   if not any(len(values) for _, values in drawn):
     return None
   axes, _ = _by_round(run, (0, 1.0), "gain of accepted pairs")
-  told = element("p", "Accepted pairs: " + ", ".join(f"round {round_.index} {count(len(values))}" for round_, values in
-                                                     drawn), class_="counts")
+  told = element("p", "Accepted pairs: " + ", ".join(f"{count(len(values))} in round {round_.index}"
+                                                     for round_, values in drawn), class_="counts")
   axes.y_ticks(ticks := nice_ticks(0, 1), [f"{tick:g}" for tick in ticks])
   axes.rule(y=PAPER_MEAN_GAIN, css="rule paper")
   for position, (round_, values) in enumerate(drawn):
@@ -181,7 +181,7 @@ def offpolicy(run: Run) -> Markup | None:
     drawn.append((run.rounds[-1].index + 1, final))
   names = {index: f"{index - 1}, seen by {index}" for index, _ in drawn}
   if final and run.rounds:
-    names[run.rounds[-1].index + 1] = f"{run.rounds[-1].index}, seen at the end"
+    names[run.rounds[-1].index + 1] = f"{run.rounds[-1].index}, seen by the final policy"
   return _shares(run, [(index, gap.get("share"), of(gap.get("rejected"), gap.get("verified"))) for index, gap in drawn],
                  "Off-policy gap", "share rejected",
                  "Of the pairs accepted in one round, those that the policy one round later would reject.", names)
@@ -193,9 +193,9 @@ def then_and_now(run: Run) -> list[Markup]:
   for before, after in zip(run.rounds, run.rounds[1:]):
     if after.summary.get("offpolicy"):
       columns = after.columns("offpolicy", ("gain_then", "gain_now", "rejected"))
-      found.append((before, f"round {after.index}", columns))
+      found.append((before, f"the policy of round {after.index}", columns))
   if run.rounds:
-    found.append((run.rounds[-1], "the end", run.final_offpolicy))
+    found.append((run.rounds[-1], "the final policy", run.final_offpolicy))
   return [_then_and_now(before.index, later, columns, run.epsilon(before)) for before, later, columns in found
           if columns is not None and len(columns["gain_then"])]
 
@@ -206,7 +206,7 @@ def _then_and_now(index, later, columns, epsilon):
   stride = math.ceil(len(then) / _MOST_POINTS)
   left = max(0.0, float(np.nanmin(then)) - 0.05)
   low = min(0.0, max(-0.5, float(np.nanmin(now)))) - 0.03
-  axes = Axes((left, 1.02), (low, 1.02), f"gain when accepted in round {index}", f"gain under the policy of {later}")
+  axes = Axes((left, 1.02), (low, 1.02), f"gain when accepted in round {index}", f"gain under {later}")
   axes.x_ticks(ticks := nice_ticks(left, 1.0), [f"{tick:g}" for tick in ticks])
   axes.y_ticks(ticks := nice_ticks(low, 1.0), [decimal(tick, 2) for tick in ticks])
   axes.line((left, 1), (left, 1), "#9aa1ad", "no change", css="line thin")
@@ -216,7 +216,7 @@ def _then_and_now(index, later, columns, epsilon):
     axes.rule(y=epsilon)
     axes.note(1.02, epsilon, f"ε = {threshold(epsilon)}", dx=-2, dy=13, anchor="end", css="note limit")
   entries = [(OWN, f"still accepted ({count((~rejected).sum())})"), (LIMIT, f"rejected now ({count(rejected.sum())})")]
-  some = f" Every {stride}th is drawn." if stride > 1 else ""
+  some = f" One in {stride} is drawn." if stride > 1 else ""
   return _figure(f"Round {index}'s dependencies, as {later} sees them",
                  f"A dot is an accepted pair of chunk and anchor; grey: no change.{some}", axes, legend(entries))
 

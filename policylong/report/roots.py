@@ -179,7 +179,7 @@ class _Root:
     if name == "control":
       origin = "random chunk, never used"
     elif row["rank"] < 0:
-      origin = "another anchor's candidate"
+      origin = "found by another anchor"
     else:
       origin = f"rank {count(row['rank'])} · similarity {decimal(float(row['similarity']))}"
     if name == "refused" and self.epsilon is not None and gain > self.epsilon:

@@ -32,7 +32,7 @@ def _entropy(name):
 def _percentiles(*names):
   def cell(entry):
     found = (entry.get("entropy") or {}).get("percentiles") or {}
-    return " to ".join(decimal(found.get(name)) for name in names)
+    return " to ".join(decimal(found[name]) for name in names if name in found) or NONE
   return cell
 
 

@@ -10,11 +10,12 @@ from policylong.report.words import NONE, count, decimal, plural, share
 ROLES = {"positive": "#009e73", "negative": "#e69f00", "filler": "#c9cdd4", "root": "#0072b2"}
 _COLUMNS = ("sequence", "start", "end", "role", "doc_id", "chunk_id", "position", "gain", "rank")
 _SHOWN = 2
+_LABELLED = 0.09  # of the sequence: a narrower positive has its gain in the tooltip alone
 
 
 def key() -> Markup:
   """The legend of the roles."""
-  return legend([(color, role) for role, color in ROLES.items()])
+  return legend([(color, role + ", with its gain" * (role == "positive")) for role, color in ROLES.items()])
 
 
 def drawings(run: Run) -> list[Markup]:
@@ -48,8 +49,9 @@ def _drawing(run, round_, number, spans):
   bar = element("svg", *rects, viewBox=f"0 0 {length} 1", preserveAspectRatio="none", role="img",
                 aria_label=f"sequence {number} of round {round_.index}", class_="spans")
   ticks = nice_ticks(0, length, 8)
-  scale = element("div", *(element("span", count(tick), style=f"left:{100 * tick / length:.2f}%") for tick in ticks),
-                  class_="scale")
+  scale = element("div", *(element("span", count(tick), style=_place(tick / length)) for tick in ticks), class_="scale")
+  gains = [element("span", decimal(float(span["gain"])), style=_place((span["start"] + span["end"]) / 2 / length))
+           for span in spans if span["role"] == "positive" and span["end"] - span["start"] >= _LABELLED * length]
   tokens = {role: sum(int(span["end"] - span["start"]) for span in spans if span["role"] == role) for role in ROLES}
   parts = [f"{plural(sum(span['role'] == role for span in spans), role, role if role == 'filler' else None)} "
            f"{share(size / length)}" for role, size in tokens.items() if size]
@@ -63,7 +65,8 @@ def _drawing(run, round_, number, spans):
            decimal(float(span["gain"])), count(span["rank"]) if span["role"] in ("positive", "negative") else NONE,
            span["doc_id"]) for span in spans]
   return element("figure", element("figcaption", element("b", f"Round {round_.index}, sequence {number}"),
-                                   element("span", " ".join(notes))), bar, scale, element("p", "token", class_="unit"),
+                                   element("span", " ".join(notes))),
+                 element("div", bar, *gains, class_="bar-of-spans"), scale, element("p", "token", class_="unit"),
                  disclosure("Spans as a table", table(("tokens", "role", "chunk, or root", "gain", "rank", "for root"),
                                                       rows)), class_="sequence")
 
@@ -77,6 +80,12 @@ def _told(span) -> str:
   if span["role"] in ("positive", "negative"):
     words.append(f"rank {count(span['rank'])}")
   return " · ".join([*words, f"root {span['doc_id']}"])
+
+
+def _place(part: float) -> str:
+  """Centres a label over a part of the width; at the ends it stays inside."""
+  shift = 0 if part < 0.03 else 100 if part > 0.96 else 50
+  return f"left:{100 * part:.2f}%;transform:translateX(-{shift}%)"
 
 
 def _gaps(spans) -> list[int]:

@@ -101,7 +101,7 @@ a.n { vertical-align: 5px; }
 .around { font-size: 14.5px; line-height: 1.6; margin: 2px 0 6px; padding-left: 12px;
   border-left: 3px solid var(--line); }
 mark { background: none; color: inherit; border-bottom: 2.5px solid var(--blue); font-weight: 700; }
-.pair { display: grid; grid-template-columns: 178px 190px 82px minmax(0, 1fr); gap: 4px 16px; padding: 8px 0 8px 12px;
+.pair { display: grid; grid-template-columns: 178px 190px 92px minmax(0, 1fr); gap: 4px 16px; padding: 8px 0 8px 12px;
   margin: 4px 0; border-left: 4px solid #c9cdd4; font-size: 14px; align-items: start; }
 .pair.accepted { border-color: #009e73; } .accepted .what b { color: var(--good); }
 .pair.refused { border-color: #d55e00; } .refused .what b { color: var(--bad); }
@@ -119,9 +119,10 @@ mark { background: none; color: inherit; border-bottom: 2.5px solid var(--blue);
 .spans { width: 100%; height: 52px; margin-top: 10px; display: block; }
 .span { stroke: #fff; stroke-width: 1; vector-effect: non-scaling-stroke; }
 .scale { position: relative; height: 20px; font-size: 12px; color: var(--soft); font-variant-numeric: tabular-nums; }
-.scale span { position: absolute; transform: translateX(-50%); white-space: nowrap; }
-.scale span:first-child { transform: none; }
-.scale span:last-child:not(:first-child) { transform: translateX(-85%); }
+.scale span { position: absolute; white-space: nowrap; }
+.bar-of-spans { position: relative; }
+.bar-of-spans > span { position: absolute; bottom: 16px; font-size: 12.5px; font-weight: 600; color: #fff;
+  pointer-events: none; }
 .unit { text-align: center; font-size: 12px; color: var(--soft); margin: 0 0 8px; }
 .panel { padding: 12px 18px; margin: 12px 0; }
 pre { font: 13px/1.5 ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; white-space: pre-wrap;
@@ -137,6 +138,7 @@ footer { color: var(--soft); font-size: 13px; padding-top: 30px; padding-bottom:
   th, td { padding: 5px 9px; font-size: 13px; }
   .pair { grid-template-columns: minmax(0, 1fr) auto; } .change, .chunk { grid-column: 1 / -1; }
   .gain { grid-row: 1; grid-column: 2; } .shaded { padding: 10px; max-height: 420px; }
+  .plot text { font-size: 14px; } .plot .tick { font-size: 13px; }
   th small { display: block; margin: 0; }
   .scale span:nth-child(even) { display: none; }
 }

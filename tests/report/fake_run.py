@@ -45,14 +45,20 @@ def write(directory, *, rounds: int = 2, roots: int = 24, seed: int = 0, starved
   """A finished run of so many rounds; `starved` refuses nearly everything."""
   directory.mkdir(parents=True, exist_ok=True)
   rng = np.random.default_rng(seed)
+  epsilon = 0.978 if starved else epsilon
   _json(directory / "config.json", config(rounds, epsilon, alpha))
   _json(directory / "corpus.json", {
-      "documents": 1249, "chunks": 10393, "characters": 19_440_112, "bad_records": {"not JSON": 2, "empty text": 1},
-      "examples": {"not JSON": ["wiki.jsonl:17", "wiki.jsonl:90"], "empty text": ["wiki.jsonl:412"]},
-      "sources": ["sotu", "wiki"]})
+      "documents": 1249, "chunks": 10393, "characters": 19_440_112, "version": "0f3a", "made_up_ids": 0,
+      "bad_records": {
+          "not JSON": {"count": 2, "examples": [{"source": "wiki", "place": "wiki.jsonl:17"},
+                                                {"source": "wiki", "place": "wiki.jsonl:90"}]},
+          "empty text": {"count": 1, "examples": [{"source": "wiki", "place": "wiki.jsonl:412"}]}},
+      "sources": {
+          "sotu": {"documents": 249, "chunks": 6200, "characters": 11_900_400, "made_up_ids": 0, "bad_records": 0},
+          "wiki": {"documents": 1000, "chunks": 4193, "characters": 7_539_712, "made_up_ids": 0, "bad_records": 3}}})
   previous = None
   for index in range(1, rounds + 1):
-    previous = _round(directory / "rounds" / str(index), index, rng, roots, previous, 0.95 if starved else epsilon)
+    previous = _round(directory / "rounds" / str(index), index, rng, roots, previous, epsilon)
   metrics = [{"round": step // 24 + 1, "step": step + 1, "loss": 3.4 - 0.01 * step + 0.12 * rng.standard_normal(),
               "grad_norm": 1.1, "learning_rate": 4e-5, "tokens": 4096 * (step + 1),
               "tokens_per_second": 900 + 40 * rng.standard_normal(), "peak_share": 0.31} for step in range(24 * rounds)]
@@ -135,8 +141,9 @@ def _sequences(rng, roots, positives, negatives, step):
   rows = []
   for number, root in enumerate(roots[:6]):
     parts = [("positive", row["chunk_id"], row["position"], row["gain"]) for row in positives
-             if row["doc_id"] == root["doc_id"]]
-    parts += [("negative", row["chunk_id"], -1, float("nan")) for row in negatives if row["doc_id"] == root["doc_id"]]
+             if row["doc_id"] == root["doc_id"]][:2]
+    parts += [("negative", row["chunk_id"], -1, float("nan")) for row in negatives
+              if row["doc_id"] == root["doc_id"]][:4]
     room = LENGTH - len(root["pieces"])
     sizes = [int(rng.integers(90, 160)) for _ in parts]
     while sum(sizes) > room:
