@@ -61,13 +61,14 @@ def sharding(mesh: jax.sharding.Mesh, logical_axes: Sequence[str | None], shape:
   Raises:
     UserError: a dimension is not divisible by the devices that it is split over.
   """
-  spec = partition_spec(logical_axes)
-  for logical, axes, size in zip(logical_axes, spec, shape, strict=True):
-    parts = math.prod(mesh.shape[axis] for axis in axes or ())
+  rules = dict(RULES)
+  for logical, size in zip(logical_axes, shape, strict=True):
+    axes = rules[logical] if logical else ()
+    parts = math.prod(mesh.shape[axis] for axis in axes)
     if size % parts:
       raise UserError(f"the model's {logical} dimension is {size}, not divisible by mesh.{' * mesh.'.join(axes)} = "
                       f"{parts}: choose mesh sizes that divide it")
-  return NamedSharding(mesh, spec)
+  return NamedSharding(mesh, partition_spec(logical_axes))
 
 
 def constrain(x: jax.Array, logical_axes: Sequence[str | None]) -> jax.Array:
