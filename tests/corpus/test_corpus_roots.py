@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import re
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -116,6 +118,27 @@ def test_a_window_of_a_huge_document_reads_a_prefix_only(make_config, source, tm
     return tokenizer(text, **arguments)
   root = root_span(corpus, counting, 0, root_tokens=200, min_root_tokens=2, seed=0)
   assert len(root.tokens) == 200 and max(longest) < 4000
+
+
+def words(text, **_):
+  """A tokenizer of whole words: where a text is cut inside a word, the last token is another one."""
+  found = list(re.finditer(r"\S+\s*", text))
+  return {"input_ids": [zlib.crc32(m[0].encode()) % 2**31 for m in found], "offset_mapping": [m.span() for m in found]}
+
+
+def test_a_prefix_gives_the_tokens_of_the_whole_text_wherever_it_is_cut(make_config, source, tmp_path):
+  rng = np.random.default_rng(0)
+  text = "".join(f"{i:0{size}d} " for i, size in enumerate(rng.integers(4, 11, size=2000)))  # 8 characters a token
+  (tmp_path / "x.txt").write_text(text)
+  corpus = open_corpus(make_config(source("text", tmp_path / "x.txt"), chunk_chars=50))
+  starts = set()
+  for limit in range(50, 350):
+    root = root_span(corpus, words, 0, root_tokens=limit, min_root_tokens=2, seed=limit)
+    whole = words(text[root.start:])
+    assert root.tokens.tolist() == whole["input_ids"][:limit] and len(root.tokens) == limit
+    assert root.end - root.start == whole["offset_mapping"][limit - 1][1]
+    starts.add(root.start)
+  assert len(starts) > 30
 
 
 def test_pieces_are_the_text(tokenizer):

@@ -100,12 +100,22 @@ def test_no_text_stands_twice_in_a_sequence_even_when_it_is_joined():
   world = World([10] * 12)
   a, b = world.ids[:2]
   # s's best context is r's too; and c1 is the document of chunk b, which already stands before s
-  positives = [Positive("r", a, 1, 0.5), Positive("s", a, 1, 0.9), Positive("s", b, 1, 0.5), Positive("c1", a, 1, 0.5)]
+  positives = [Positive("r", a, 1, 0.5), Positive("s", a, 1, 0.9), Positive("s", b, 1, 0.5),
+               Positive("c1", world.ids[3], 1, 0.5)]
   first, second = world.synthesize([root("r", 20), root("s", 20), root("c1", 20)], positives, [], 110)
   assert [s.chunk_id for s in by_role(first, "positive")] == [a, b]
   assert [s.doc_id for s in by_role(first, "root")] == ["r", "s"]
   assert [s.doc_id for s in by_role(second, "root")] == ["c1"]
   assert not any(s.chunk_id == b for s in second.spans)  # the chunk of c1's own document is no filler either
+
+
+def test_a_chunk_of_an_earlier_root_is_no_context_of_a_later_one():
+  world = World([10] * 12)
+  a, b, c = world.ids[:3]
+  positives = [Positive("c1", a, 1, 0.5), Positive("s", b, 1, 0.9), Positive("s", c, 1, 0.5)]
+  (sequence,) = world.synthesize([root("c1", 20), root("s", 20)], positives, [], 90)
+  assert [s.chunk_id for s in by_role(sequence, "positive")] == [a, c]
+  assert len(by_role(sequence, "filler")) == 3 and not any(s.chunk_id == b for s in sequence.spans)
 
 
 def random_round(seed):
@@ -117,11 +127,11 @@ def random_round(seed):
   for i in range(int(rng.integers(1, 12))):
     name = f"root{i}" if rng.random() < 0.7 else f"c{400 - 1 - i}"  # some roots are documents of the corpus
     roots.append(root(name, int(rng.integers(10, 70))))
-    chosen = [world.ids[j] for j in rng.choice(380, size=rng.integers(0, 7), replace=False)]
+    pool = [c for c in world.ids[-80:] if not c.startswith(f"{name}#")]  # small, so that roots compete for chunks
+    chosen = rng.choice(pool, size=rng.integers(0, 7), replace=False).tolist()
     positives += [Positive(name, c, int(rng.integers(10)), float(rng.random())) for c in chosen]
     for positive in chosen:
-      near = [c for c in (world.ids[j] for j in rng.choice(380, size=rng.integers(0, 6), replace=False))
-              if c not in chosen]
+      near = [c for c in rng.choice(pool, size=rng.integers(0, 6), replace=False).tolist() if c not in chosen]
       negatives += [Negative(name, c, positive, 0.5, rank) for rank, c in enumerate(near)]
   negatives = [negatives[i] for i in rng.permutation(len(negatives))]
   return world, roots, positives, negatives, length
