@@ -107,7 +107,7 @@ def acceptance(run: Run) -> Markup | None:
     title = f"round {index}, {GROUPS[order][2]}: {of(accepted, pairs)} ({share(accepted / pairs)})"
     axes.bar(x, width, accepted / pairs, GROUPS[order][1], title)
     axes.interval(x, low, high)
-    axes.note(x, high, share(accepted / pairs), dy=-5)
+    axes.note(x, high, share(accepted / pairs), dy=-5, css="note" if width > 30 else "note small")
   told = [element("p", f"Round {index}: " + ", ".join(
       f"{name} {of(*rates[index, name])}" for name, _, _ in GROUPS if (index, name) in rates), class_="counts")
           for index in drawn]
@@ -179,9 +179,9 @@ def offpolicy(run: Run) -> Markup | None:
   final = run.final.get("offpolicy")
   if final and run.rounds:
     drawn.append((run.rounds[-1].index + 1, final))
-  names = {index: f"{index - 1}, seen by {index}" for index, _ in drawn}
+  names = {index: f"{index - 1} → {index}" for index, _ in drawn}
   if final and run.rounds:
-    names[run.rounds[-1].index + 1] = f"{run.rounds[-1].index}, seen by the final policy"
+    names[run.rounds[-1].index + 1] = f"{run.rounds[-1].index} → final"
   return _shares(run, [(index, gap.get("share"), of(gap.get("rejected"), gap.get("verified"))) for index, gap in drawn],
                  "Off-policy gap", "share rejected",
                  "Of the pairs accepted in one round, those that the policy one round later would reject.", names)
@@ -260,15 +260,16 @@ def _shares(run, rows, title, label, reading, names=None):
   _percent_ticks(axes, top)
   for index, value, counts in rows:
     axes.bar(index, min(slot / 2.2, 64), value, OWN, f"{share(value)}: {counts}")
-    axes.note(index, value, f"{share(value)} · {counts}", dy=-6)
-  return _figure(title, reading, axes, None)
+    axes.note(index, value, share(value), dy=-6)
+  told = ", ".join(f"{counts} ({(names or {}).get(index, f'round {index}')})" for index, _, counts in rows)
+  return _figure(title, reading, axes, None, element("p", told, class_="counts"))
 
 
 def _by_round(run, y, y_label, indices=None, names=None):
   """Axes with a place for each round, and how wide that place is in drawing units."""
   indices = indices or [round_.index for round_ in run.rounds]
   low, high = min(indices) - 0.55, max(indices) + 0.55
-  axes = Axes((low, high), y, "round", y_label)
+  axes = Axes((low, high), y, "accepted in round → seen by the policy of round" if names else "round", y_label)
   axes.x_ticks(indices, [(names or {}).get(index, str(index)) for index in indices])
   return axes, (WIDTH - LEFT - RIGHT) / (high - low)
 

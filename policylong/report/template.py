@@ -71,6 +71,7 @@ figcaption span { color: var(--soft); font-size: 13px; }
 .plot { width: 100%; height: auto; margin-top: auto; }
 .plot text { font: 12px system-ui, -apple-system, "Segoe UI", Arial, "Liberation Sans", sans-serif; fill: var(--ink); }
 .plot .tick { fill: var(--soft); font-size: 11.5px; }
+.plot .small { font-size: 10px; }
 .plot .label { fill: var(--soft); }
 .plot .limit { fill: #b34700; font-weight: 600; }
 .grid { stroke: #eceff2; } .axis { stroke: #9aa1ad; }
@@ -135,10 +136,12 @@ footer { color: var(--soft); font-size: 13px; padding-top: 30px; padding-bottom:
   main, header > div, footer { padding-left: 14px; padding-right: 14px; }
   h1 { font-size: 22px; } h2 { font-size: 19px; margin-top: 36px; }
   figure { padding: 12px 8px 6px; } .card, .inside, .root > summary { padding-left: 12px; padding-right: 12px; }
-  th, td { padding: 5px 9px; font-size: 13px; }
+  th, td { padding: 5px 8px; font-size: 12.5px; }
   .pair { grid-template-columns: minmax(0, 1fr) auto; } .change, .chunk { grid-column: 1 / -1; }
   .gain { grid-row: 1; grid-column: 2; } .shaded { padding: 10px; max-height: 420px; }
-  .plot text { font-size: 14px; } .plot .tick { font-size: 13px; }
+  .plot text { font-size: 14px; } .plot .tick { font-size: 13px; } .plot .small { font-size: 10.5px; }
+  .rounds th:first-child { position: sticky; left: 0; min-width: 118px; background: var(--paper); }
+  .rounds td { white-space: nowrap; }
   th small { display: block; margin: 0; }
   .scale span:nth-child(even) { display: none; }
 }
