@@ -138,7 +138,7 @@ def _sequences(run):
   drawn = sequences.drawings(run)
   if not drawn:
     return _nothing("No sequence can be drawn: the table is missing or empty.")
-  lead = element("p", "Those with most positive tokens. The root comes last; its contexts are shuffled in front of it.",
+  lead = element("p", "Those with most positive tokens. A root comes after its own contexts, which are shuffled.",
                  class_="lead")
   return join([lead, sequences.key(), *drawn])
 
