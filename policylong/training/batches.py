@@ -1,0 +1,145 @@
+"""Batches of long sequences from array_record files, by Grain, with a position that a checkpoint can hold.
+
+A record is the L token ids of one sequence as little-endian int32, nothing else. The order is a
+shuffle seeded by (run, round), reshuffled each time the sequences are used up.
+
+Letters: A microbatches, B sequences of one microbatch, L tokens of a sequence.
+"""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import NamedSharding
+
+from policylong.errors import UserError
+
+_PURPOSE = zlib.crc32(b"policylong.training.batches")
+
+
+class _Sequences:
+  """The records of several files as int32[L]; a damaged one is refused by its number and file."""
+
+  def __init__(self, paths: Sequence[epath.PathLike], sequence_length: int, vocab_size: int):
+    self.names = [epath.Path(path).name for path in paths]
+    self._paths = [str(path) for path in paths]
+    self._length = sequence_length
+    self._vocab_size = vocab_size
+    try:
+      self._records = grain.sources.ArrayRecordDataSource(self._paths) if paths else ()
+      self._count = len(self._records)
+    except Exception as error:  # array_record raises RuntimeError, ValueError and OSError alike
+      raise UserError(f"the sequences {self._named()} cannot be read ({_first_line(error)}): delete their folder "
+                      "and start again, and they are made anew") from error
+    if not self._count:
+      raise UserError(f"there is no training sequence in {self._named()}: the round made none")
+
+  def __len__(self) -> int:
+    return self._count
+
+  def __getitem__(self, index: int) -> np.ndarray:
+    try:
+      record = self._records[index]
+    except Exception as error:
+      raise UserError(f"record {index} of {self._named()} cannot be read ({_first_line(error)}): delete their "
+                      "folder and start again, and they are made anew") from error
+    if len(record) != 4 * self._length:
+      raise UserError(f"record {index} of {self._named()} holds {len(record)} bytes; a sequence of "
+                      f"{self._length} tokens has {4 * self._length}")
+    tokens = np.frombuffer(record, "<i4").astype(np.int32)
+    if tokens.min() < 0 or tokens.max() >= self._vocab_size:
+      raise UserError(f"record {index} of {self._named()} holds token ids from {tokens.min()} to {tokens.max()}; "
+                      f"the model has 0 to {self._vocab_size - 1}")
+    return tokens
+
+  def _named(self) -> str:
+    more = f" and {len(self._paths) - 1} more files" if len(self._paths) > 1 else ""
+    return f"{self._paths[0]}{more}" if self._paths else "an empty list of files"
+
+
+class Batches(Iterator[jax.Array]):
+  """Endless iterator of int32[A, B, L] on the devices; each process reads the rows that its devices hold."""
+
+  def __init__(self, paths: Sequence[epath.PathLike], *, shape: tuple[int, int, int], sharding: NamedSharding,
+               vocab_size: int, seed: int, round_index: int):
+    """Opens the files; reading runs ahead in two threads.
+
+    Args:
+      paths: array_record files, in a fixed order.
+      shape: (A, B, L) of a global batch.
+      sharding: of that batch, over the mesh.
+      vocab_size: token ids must be below it.
+      seed: the run's seed; the round is folded into it.
+      round_index: the round that the sequences belong to.
+
+    Raises:
+      UserError: no file, an unreadable file, no record; later a record of the wrong length or with
+        token ids that the model does not have.
+    """
+    self._shape, self._sharding = shape, sharding
+    source = _Sequences(paths, shape[2], vocab_size)
+    self._files = source.names
+    self.num_sequences = len(source)
+    A, B, _ = shape
+    self._first_row, rows = _rows_of_this_process(sharding, shape)
+    self._iterator = read_shuffled(source, seed=fold_seed(seed, round_index), count=A * rows,
+                                   share=self._first_row // rows, shares=B // rows)
+
+  def __next__(self) -> jax.Array:
+    A, _, L = self._shape
+    local = next(self._iterator).reshape(A, -1, L)
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+      start, stop, _ = index[1].indices(self._shape[1])
+      return local[index[0], start - self._first_row:stop - self._first_row, index[2]]
+
+    return jax.make_array_from_callback(self._shape, self._sharding, part)
+
+  def get_state(self) -> dict[str, Any]:
+    """The position as JSON: batches given out, and which files they come from."""
+    return {"iterator": self._iterator.get_state(), "files": self._files, "num_sequences": self.num_sequences}
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    """Goes on where `get_state` was called; the position does not depend on the number of processes.
+
+    Raises:
+      UserError: the files are not those that the state belongs to.
+    """
+    found, wanted = [self._files, self.num_sequences], [state["files"], state["num_sequences"]]
+    if found != wanted:
+      raise UserError(f"the round's sequences have changed since the checkpoint: {found[1]} in {len(found[0])} files, "
+                      f"wanted {wanted[1]} in {len(wanted[0])} files: remove the checkpoints of this round")
+    self._iterator.set_state(state["iterator"])
+
+
+def read_shuffled(source: grain.sources.RandomAccessDataSource, *, seed: int, count: int, share: int,
+                  shares: int) -> grain.DatasetIterator:
+  """Endless passes over `source`, each in its own order; `count` records at a time, every `shares`-th one.
+
+  The shares' n-th items together are the n-th `count * shares` records of that order, whatever `shares` is.
+  """
+  dataset = grain.MapDataset.source(source).shuffle(seed).repeat()[share::shares].batch(count)
+  # Two batches ahead: 32 sequences of 131,072 tokens are 16 MB.
+  return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)))
+
+
+def fold_seed(seed: int, round_index: int) -> int:
+  """The seed of a round's order."""
+  key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _PURPOSE), round_index)
+  return int(jax.random.bits(key))
+
+
+def _rows_of_this_process(sharding: NamedSharding, shape: tuple[int, int, int]) -> tuple[int, int]:
+  """(first row, rows) of B that this process must read: its own aligned block, else all of them."""
+  held = [index[1].indices(shape[1])[:2] for index in sharding.addressable_devices_indices_map(shape).values()]
+  first, last = min(start for start, _ in held), max(stop for _, stop in held)
+  rows = last - first
+  return (first, rows) if shape[1] % rows == 0 and first % rows == 0 else (0, shape[1])
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).strip() or type(error).__name__).splitlines()[0]

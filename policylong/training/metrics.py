@@ -1,0 +1,62 @@
+"""metrics.jsonl and TensorBoard: every step once, also after a kill.
+
+A line that has a "step" is one training step's. What else is written to the file is left alone.
+"""
+
+import json
+import os
+from typing import Any
+
+import jax
+import tensorboardX
+from etils import epath
+
+from policylong.workdir import Workdir, write_atomically
+
+
+class MetricsLog:
+  """Appends steps to both files; only the first process writes. A context manager."""
+
+  def __init__(self, workdir: Workdir, after_step: int):
+    """Opens the files to go on after `after_step`; what they hold of later steps is dropped."""
+    self._file = self._board = None
+    if jax.process_index() == 0:
+      drop_steps_after(workdir.metrics, after_step)
+      workdir.metrics.parent.mkdir(parents=True, exist_ok=True)
+      self._file = workdir.metrics.open("a")
+      self._board = tensorboardX.SummaryWriter(os.fspath(workdir.tensorboard), purge_step=after_step + 1)
+
+  def write(self, line: dict[str, Any]) -> None:
+    """One step: a JSON line, at once on its way to the disk, and its numbers as TensorBoard scalars."""
+    if self._file is None:
+      return
+    self._file.write(json.dumps(line, allow_nan=False) + "\n")
+    self._file.flush()
+    for name, value in line.items():
+      if name != "step" and value is not None:
+        self._board.add_scalar(f"training/{name}", value, line["step"])
+
+  def __enter__(self) -> "MetricsLog":
+    return self
+
+  def __exit__(self, *_) -> None:
+    if self._file is not None:
+      self._file.close()
+      self._board.close()
+
+
+def drop_steps_after(path: epath.Path, step: int) -> None:
+  """Rewrites the file without the lines of later steps and without a line that a kill cut in two."""
+  if not path.exists():
+    return
+  text = path.read_text()
+  kept = "".join(line for line in text.splitlines(keepends=True) if _belongs(line, step))
+  if kept != text:
+    write_atomically(path, kept.encode())
+
+
+def _belongs(line: str, step: int) -> bool:
+  try:
+    return line.endswith("\n") and json.loads(line).get("step", 0) <= step
+  except ValueError:
+    return False

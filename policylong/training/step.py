@@ -1,0 +1,93 @@
+"""One training step: next-token loss on every token, gradients over microbatches, one update.
+
+Letters: A microbatches, B sequences of one microbatch, L tokens of a sequence, D model, V vocabulary.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from policylong import config as config_lib
+from policylong import mesh as meshes
+from policylong.likelihood.api import next_token_loss
+from policylong.model.qwen import ModelConfig, Params, hidden_states, output_matrix
+from policylong.training.optimizer import learning_rate, make_optimizer, matrices
+from policylong.training.state import TrainState, abstract_state, shardings
+
+# Logical axes of a step's tokens [A, B, L].
+TOKEN_AXES = (None, "batch", "sequence")
+
+
+class Metrics(NamedTuple):
+  """Of one step, on the devices: mean loss in nats a token, norm before clipping, the rate applied."""
+  loss: jax.Array
+  grad_norm: jax.Array
+  learning_rate: jax.Array
+
+
+def token_sharding(mesh: jax.sharding.Mesh, shape: tuple[int, int, int]) -> NamedSharding:
+  """Where tokens [A, B, L] lie: sequences over data and fsdp, their tokens over context."""
+  return meshes.sharding(mesh, TOKEN_AXES, shape)
+
+
+def mean_loss(params: Params, model_config: ModelConfig, tokens: Int[Array, "B L"], *, compute_dtype: jnp.dtype,
+              remat: bool) -> Float[Array, ""]:
+  """Mean next-token loss (nats) of the L - 1 predictions of each sequence.
+
+  Attention is causal over the whole sequence, across the documents that it joins: that is what the
+  sequence is made for. The last token has no target; it keeps its place with weight 0, so that the
+  length stays divisible by the context axis.
+  """
+  hidden = hidden_states(params, model_config, tokens, compute_dtype=compute_dtype, remat=remat)
+  # Whole along D once, before the loss's loop over blocks, and not once a block.
+  matrix = meshes.constrain(output_matrix(params, model_config).astype(compute_dtype), ("vocab", None))
+  targets = jnp.roll(tokens, -1, axis=1)
+  weights = jnp.ones(tokens.shape, jnp.float32).at[:, -1].set(0.0)
+  total, count = next_token_loss(hidden, matrix, targets, weights)
+  return total / count
+
+
+def make_train_step(model_config: ModelConfig, training: config_lib.Training, rounds: int,
+                    mesh: jax.sharding.Mesh) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
+  """The step as one jitted function (state, tokens int32[A, B, L]) -> (state, Metrics); the state is donated.
+
+  The layers' matrices are cast to the compute dtype once a step. Norms and biases stay float32, and so
+  does the embedding: the gradient of a frequent token is a sum of hundreds of rows, which bfloat16
+  would swallow. Every microbatch holds the same number of predictions, so the mean of their gradients,
+  summed in float32, is the gradient of the whole batch up to rounding. Lower or call it inside
+  `jax.set_mesh(mesh)`.
+  """
+  optimizer = make_optimizer(training, rounds, model_config)
+  schedule = learning_rate(training, rounds)
+  compute_dtype = jnp.dtype(training.compute_dtype)
+  is_matrix = matrices(model_config)["layers"]
+
+  def gradients(params: Params, tokens: jax.Array) -> tuple[jax.Array, Params]:
+    layers = jax.tree.map(lambda p, cast: p.astype(compute_dtype) if cast else p, params["layers"], is_matrix)
+    compute = {**params, "layers": layers}
+    value_and_grad = jax.value_and_grad(mean_loss)
+
+    def add(carry, micro):
+      found = value_and_grad(compute, model_config, micro, compute_dtype=compute_dtype, remat=training.remat)
+      return jax.tree.map(lambda total, x: total + x.astype(jnp.float32) / len(tokens), carry, found), None
+
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+    return lax.scan(add, (jnp.zeros(()), zeros), tokens)[0]
+
+  def step(state: TrainState, tokens: jax.Array) -> tuple[TrainState, Metrics]:
+    loss, grads = gradients(state.params, tokens)
+    with jax.named_scope("update"):
+      metrics = Metrics(loss, optax.global_norm(grads), schedule(state.step))
+      updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+      params = optax.apply_updates(state.params, updates)
+    return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+  placed = shardings(abstract_state(model_config, optimizer, mesh))
+  return jax.jit(step, donate_argnums=0, out_shardings=(placed, NamedSharding(mesh, PartitionSpec())))

@@ -1,0 +1,231 @@
+"""Training of one round: steps, the numbers they leave, checkpoints, and going on after a kill.
+
+Steps are counted over the whole run: round r = 1 .. rounds owns steps (r - 1) n + 1 .. r n with
+n = steps_per_round, and its policy, which chose its sequences, is the state after step (r - 1) n.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from etils import epath
+from tqdm import tqdm
+
+from policylong import config as config_lib
+from policylong import hardware
+from policylong.errors import UserError
+from policylong.model.qwen import ModelConfig, Params
+from policylong.training.batches import Batches
+from policylong.training.checkpoint import Checkpoints
+from policylong.training.flops import train_flops_per_token
+from policylong.training.metrics import MetricsLog
+from policylong.training.optimizer import make_optimizer
+from policylong.training.state import TrainState, abstract_state, initial_state, restart_optimizer
+from policylong.training.step import Metrics, make_train_step, token_sharding
+from policylong.workdir import Workdir
+
+
+class TrainingDiverged(UserError):
+  """A loss or gradient norm is not a finite number; the sentence names the step."""
+
+
+class _Cursor(NamedTuple):
+  """Where the batches stood when a checkpoint was saved."""
+  step: int
+  data: dict
+
+
+class Trainer:
+  """Trains a policy round by round; its checkpoints are the only thing it needs to go on.
+
+    state = trainer.restore_latest() or trainer.initial(load_params(...))
+    for r in range(trainer.next_round(state), rounds + 1):
+      paths = ...screen with state.params, write sequences...
+      state = trainer.train_round(state, r, paths)
+  """
+
+  def __init__(self, config: config_lib.Config, model_config: ModelConfig, mesh: jax.sharding.Mesh,
+               workdir: Workdir):
+    """Opens the checkpoints; allocates nothing on the devices.
+
+    Raises:
+      UserError: the mesh does not divide a dimension of the model or of the batch.
+    """
+    self._config, self._training = config, config.training
+    self._model_config, self._mesh, self._workdir = model_config, mesh, workdir
+    training = config.training
+    self._shape = (training.accumulation, training.batch_size // training.accumulation,
+                   config.synthesis.sequence_length)
+    self._token_sharding = token_sharding(mesh, self._shape)
+    self._optimizer = make_optimizer(training, config.rounds, model_config)
+    self._abstract = abstract_state(model_config, self._optimizer, mesh)
+    self._checkpoints = Checkpoints(workdir.checkpoints, keep_newest=training.keep_checkpoints,
+                                    keep=lambda step: step % training.steps_per_round == 0)
+    self._cursor: _Cursor | None = None
+    self._compiled = None
+
+  def initial(self, params: Params) -> TrainState:
+    """The state before the first step. Takes the float32 parameters over: the caller's are gone."""
+    return initial_state(params, self._optimizer, self._abstract)
+
+  def restore_latest(self) -> TrainState | None:
+    """The newest whole checkpoint, or None where there is none.
+
+    Raises:
+      UserError: it is damaged or of another model.
+    """
+    step = self._checkpoints.latest_step()
+    return None if step is None else self.restore(step)
+
+  def restore(self, step: int) -> TrainState:
+    """The checkpoint of `step`; raises as `restore_latest`."""
+    found = self._checkpoints.restore(self._abstract, step)
+    self._cursor = _Cursor(step, found.data)
+    return found.state
+
+  def restore_params(self, step: int) -> Params:
+    """Only the float32 parameters of `step`, a third of its memory: a policy that screens but does not train."""
+    return self._checkpoints.restore_params(self._abstract.params, step)
+
+  def checkpoint_steps(self) -> list[int]:
+    """The steps that can be restored; those that end a round stay for good."""
+    return self._checkpoints.steps()
+
+  def policy_step(self, round_index: int) -> int:
+    """The step whose parameters choose the sequences of round `round_index` = 1 .. rounds."""
+    return (round_index - 1) * self._training.steps_per_round
+
+  def next_round(self, state: TrainState) -> int:
+    """The round that a state is in, or that comes next where it ends one; rounds + 1 after the last."""
+    return int(state.step) // self._training.steps_per_round + 1
+
+  def train_round(self, state: TrainState, round_index: int, paths: Sequence[epath.PathLike]) -> TrainState:
+    """Trains to the end of the round and saves; a state that is past it comes back as it is.
+
+    Args:
+      state: of this round, at its start or restored in its midst; donated.
+      round_index: r = 1 .. rounds.
+      paths: the round's array_record files, in a fixed order.
+
+    Returns:
+      The state after step r * steps_per_round, which is also in its checkpoint.
+
+    Raises:
+      TrainingDiverged: a loss or gradient norm is not finite; nothing of it was saved.
+      UserError: a sequence is damaged.
+      OSError: the disk is full.
+    """
+    start, first = int(state.step), self.policy_step(round_index)
+    last = self.policy_step(round_index + 1)
+    if start >= last:
+      return state
+    if start < first:
+      raise ValueError(f"the state is at step {start}; round {round_index} begins at step {first}")
+    batches = Batches(paths, shape=self._shape, sharding=self._token_sharding,
+                      vocab_size=self._model_config.vocab_size, seed=self._config.seed, round_index=round_index)
+    if start > first:
+      if self._cursor is None or self._cursor.step != start:
+        raise ValueError(f"a state in the midst of a round (step {start}) must come from this trainer's restore")
+      batches.set_state(self._cursor.data)
+    elif self._training.schedule == "round":
+      state = restart_optimizer(state, self._optimizer, self._abstract)
+    train_step = self._compile()
+    report = _Report(self._config, self._model_config, self._mesh, round_index, batches.num_sequences)
+    # dynamic_ncols: a bar that follows the window; the rate and the time left are tqdm's own.
+    bar = tqdm(total=last - first, initial=start - first, unit="step", dynamic_ncols=True,
+               desc=f"round {round_index}: training", disable=jax.process_index() > 0)
+    with MetricsLog(self._workdir, start) as log, bar:
+      return self._steps(state, (start, last), train_step, batches, report, log, bar)
+
+  def close(self) -> None:
+    """Waits for the last save; raises OSError if the disk was full."""
+    self._checkpoints.close()
+
+  def _steps(self, state, span, train_step, batches, report, log, bar) -> TrainState:
+    """The loop. Step k's numbers are fetched while k + 1 computes, so the devices never wait for the host."""
+    start, last = span
+    pending = None
+    report.restart_clock()
+    for step in range(start + 1, last + 1):
+      state, metrics = train_step(state, next(batches))
+      if pending:
+        self._settle(*pending, report, log, bar)
+      pending = (step, metrics)
+      if step == last or step % self._training.checkpoint_every == 0:
+        # Before the save: a state that is not finite must not become a checkpoint.
+        self._settle(*pending, report, log, bar)
+        pending = None
+        self._save(step, state, batches)
+        report.restart_clock()
+    return state
+
+  def _settle(self, step: int, metrics: Metrics, report: "_Report", log: MetricsLog, bar: tqdm) -> None:
+    """Waits for a step, judges its numbers and writes them down."""
+    line = report.line(step, metrics)
+    log.write(line)
+    bar.set_postfix_str(f"loss {line['loss']:.3f}, {line['tokens_per_second']:.0f} tokens/s", refresh=False)
+    bar.update()
+
+  def _save(self, step: int, state: TrainState, batches: Batches) -> None:
+    n = self._training.steps_per_round
+    round_index = (step - 1) // n + 1
+    meta = {"round": round_index, "step": step, "step_in_round": step - self.policy_step(round_index),
+            "policy_step": self.policy_step(round_index)}
+    self._checkpoints.save(step, state, batches.get_state(), meta)
+
+  def _compile(self):
+    """The step as an executable, made once, so that compiling is not part of any step's time."""
+    if self._compiled is None:
+      begin = time.perf_counter()
+      step = make_train_step(self._model_config, self._training, self._config.rounds, self._mesh)
+      tokens = jax.ShapeDtypeStruct(self._shape, jnp.int32, sharding=self._token_sharding)
+      with jax.set_mesh(self._mesh):
+        self._compiled = step.lower(self._abstract, tokens).compile()
+      memory = self._compiled.memory_analysis()
+      logging.info("training step compiled in %.1f s; each device: state %.2f GiB, temporaries %.2f GiB",
+                   time.perf_counter() - begin, memory.argument_size_in_bytes / 2**30,
+                   memory.temp_size_in_bytes / 2**30)
+    return self._compiled
+
+
+class _Report:
+  """Turns a step's metrics into its line, and refuses what is not finite."""
+
+  def __init__(self, config: config_lib.Config, model_config: ModelConfig, mesh: jax.sharding.Mesh, round_index: int,
+               num_sequences: int):
+    length = config.synthesis.sequence_length
+    self._training = config.training
+    self._round = round_index
+    self._num_sequences = num_sequences
+    self._tokens = config.training.batch_size * length
+    self._flops_per_token = train_flops_per_token(model_config, length)
+    self._peak = hardware.peak_flops(list(mesh.devices.flat))
+    self._clock = 0.0
+
+  def restart_clock(self) -> None:
+    """The next step's time begins now: compiling and saving are not part of it."""
+    self._clock = time.perf_counter()
+
+  def line(self, step: int, metrics: Metrics) -> dict:
+    """What metrics.jsonl says of a step. Waits until the step is done.
+
+    tokens: all tokens trained on so far in the run. epoch: passes so far over the round's sequences.
+    tokens_per_second: of this step. peak_share: model FLOP/s over the devices' peak; None if unknown.
+    """
+    loss, grad_norm, rate = (float(x) for x in jax.device_get(metrics))
+    now = time.perf_counter()
+    tokens_per_second, self._clock = self._tokens / (now - self._clock), now
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+      raise TrainingDiverged(
+          f"training diverged at step {step} (round {self._round}): the loss is {loss}, the gradient norm {grad_norm} "
+          f"at learning rate {rate:.3g}; nothing of it was saved: lower training.peak_learning_rate (in a new "
+          "workdir) or look at the sequences of this round")
+    in_round = step - (self._round - 1) * self._training.steps_per_round
+    share = tokens_per_second * self._flops_per_token / self._peak if self._peak else None
+    return {"round": self._round, "step": step, "loss": loss, "grad_norm": grad_norm, "learning_rate": rate,
+            "tokens": step * self._tokens, "epoch": in_round * self._training.batch_size / self._num_sequences,
+            "tokens_per_second": tokens_per_second, "peak_share": share}

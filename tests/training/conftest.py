@@ -1,0 +1,29 @@
+"""Sequences on disk and trainers that are closed again."""
+
+import numpy as np
+import pytest
+from tiny_training import LENGTH, TINY, mesh_of, whole_config, write_sequences
+
+from policylong.training.train import Trainer
+from policylong.workdir import Workdir
+
+
+@pytest.fixture
+def sequences(tmp_path) -> list:
+  """Ten sequences that can be learnt: each repeats a block of eight random tokens."""
+  block = np.random.default_rng(0).integers(0, TINY.vocab_size, (10, 8))
+  return write_sequences(tmp_path / "sequences", np.tile(block, (1, LENGTH // 8)))
+
+
+@pytest.fixture
+def make_trainer(tmp_path):
+  """A function that opens a trainer on a folder; all are closed at the end."""
+  trainers = []
+
+  def make(folder="run", **changes):
+    trainers.append(Trainer(whole_config(**changes), TINY, mesh_of(), Workdir(tmp_path / folder)))
+    return trainers[-1]
+
+  yield make
+  for trainer in trainers:
+    trainer.close()
