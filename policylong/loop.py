@@ -17,7 +17,6 @@ from etils import epath
 from policylong import config as config_lib
 from policylong import tables
 from policylong.corpus.store import open_corpus
-from policylong.errors import UserError
 from policylong.mesh import make_mesh
 from policylong.model import hf
 from policylong.model.tokenizer import load_tokenizer
@@ -31,8 +30,9 @@ from policylong.screening.scorer import Scorer
 from policylong.screening.screen import Screener, read_roots
 from policylong.screening.summary import offpolicy_gap, summarise
 from policylong.screening.texts import ChunkTokens
+from policylong.synthesis import storage
 from policylong.synthesis.policylong import synthesize
-from policylong.synthesis.storage import write_sequences
+from policylong.synthesis.storage import sequence_paths, write_sequences
 from policylong.training.train import Trainer
 from policylong.workdir import Round, Workdir, read_json, write_json
 
@@ -116,22 +116,20 @@ class _Loop:
     """Writes the round's training sequences; returns their counts."""
     config = self.config
     roots, _ = read_roots(tables.read(round_.table("roots")))
+    positives = tables.to_records(Positive, tables.read(round_.table("positives")))
     sequences = synthesize(
-        roots, tables.to_records(Positive, tables.read(round_.table("positives"))),
-        tables.to_records(Negative, tables.read(round_.table("negatives"))),
+        roots, positives, tables.to_records(Negative, tables.read(round_.table("negatives"))),
         chunk_tokens=self.chunk_tokens, filler=self.retriever.filler(round_.index),
-        sequence_length=config.synthesis.sequence_length, seed=config.seed, round_index=round_.index,
-        policy_step=policy_step)
+        separator=self.chunk_tokens.separator, sequence_length=config.synthesis.sequence_length, seed=config.seed,
+        round_index=round_.index, policy_step=policy_step)
     written = write_sequences(sequences, round_.directory)
-    wanted = config.training.steps_per_round * config.training.batch_size
-    if not written:
-      raise UserError(f"round {round_.index}: its positives make no whole sequence of "
-                      f"{config.synthesis.sequence_length} tokens: screen more roots or shorten the sequences")
-    return {"sequences": written, "epochs": wanted / written}
+    read = config.training.steps_per_round * config.training.batch_size
+    return {"sequences": written, "epochs": read / written,
+            "synthesis": storage.summarise(tables.read(round_.table("sequences")), positives)}
 
   def train(self, round_: Round) -> None:
     """Trains to the end of the round, then marks the round as done."""
-    self.state = self.trainer.train_round(self.state, round_.index, round_.sequences)
+    self.state = self.trainer.train_round(self.state, round_.index, sequence_paths(round_.sequences))
     round_.finish(read_json(round_.screened_path))
 
   def finish(self) -> None:

@@ -23,12 +23,12 @@ from policylong.errors import UserError
 
 
 def write_atomically(path: epath.Path, data: bytes) -> None:
-  """Writes a file whole or not at all: a temporary beside it, then a rename."""
+  """Writes a file whole or not at all: a temporary beside it, then a rename over what was there."""
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.name}.tmp")
   temporary.write_bytes(data)
-  temporary.rename(path)
+  temporary.replace(path)
 
 
 def write_json(path: epath.Path, value: dict) -> None:

@@ -19,6 +19,7 @@ class ChunkTokens:
 
   def __init__(self, corpus: Corpus, tokenizer, separator: str, most: int):
     self._corpus, self._tokenizer, self._separator, self._most = corpus, tokenizer, separator, most
+    self.separator = np.asarray(tokenizer(separator, add_special_tokens=False).input_ids, np.int32)
     self.row = functools.lru_cache(maxsize=1 << 14)(self._row)
 
   def _row(self, row: int) -> np.ndarray:

