@@ -113,7 +113,7 @@ def _read(source: Source, config: ModelConfig, wanted: list[Tensor], abstract: P
 
 def _place(host: np.ndarray, sharding) -> jax.Array:
   if sharding is None:
-    return jnp.asarray(host)
+    return jax.device_put(host)  # on CPU without a copy; jnp.asarray makes two
   return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 

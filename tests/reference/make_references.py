@@ -38,7 +38,7 @@ TOKENIZER_TEXTS = [
     "", " ", "   ", "\n\n\n", "Hello world", "  leading spaces", "trailing spaces  ", "tabs\tand\r\nline ends\n",
     "digits 0123456789 and 3.14159, 1,000,000", "x10 10x 2024-10-08", "It's we'll they'd DON'T I'M",
     "café naïve Zürich Ελληνικά Кириллица", "日本語のテキスト 中文 한국어", "emoji 🙂👍🏽 🇮🇳",
-    "math ∑ x² ≤ ½ — “quotes” …", "if (a[i] != b->c) { return \"x\\n\"; } // ok?!", "    indented:\n        more\n",
+    "math ∑ x² ≤ y — “quotes” …", "if (a[i] != b->c) { return \"x\\n\"; } // ok?!", "    indented:\n        more\n",
     "zero\u200bwidth and nbsp\u00a0here", "e\u0301 stays decomposed", "Hello<|endoftext|>world",
     "<|im_start|>user\nHi!<|im_end|>\n", "<|im_start <|endoftext|",
 ]

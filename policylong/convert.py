@@ -1,0 +1,142 @@
+"""Converts checkpoints: an HF directory or GGUF file to an Orbax directory, and an Orbax directory to HF.
+
+  python -m policylong.convert hf-to-orbax --model=DIR_OR_GGUF --output=DIR
+  python -m policylong.convert orbax-to-hf --model=DIR --output=DIR
+
+An Orbax directory holds params/ (Orbax), model.json (what the model is) and tokenizer/: all that the way back
+needs. What was written is read again, and its logits on a fixed text are compared with the source's.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from policylong.errors import UserError, run_command
+from policylong.model import hf, qwen, rope, tokenizer
+
+TEXT = ("The survey of 1923 counted 412 houses, three mills and one bridge. By the next spring the bridge was gone, "
+        "and the ferryman's daughter had learned to row before she could read.\n\n"
+        "def ferry(n):\n  return n * 2  # there and back\n")
+
+
+def save_orbax(params: qwen.Params, config: qwen.ModelConfig, tokenizer_, directory: pathlib.Path) -> None:
+  """Writes params/, model.json and tokenizer/ to a temporary folder, which becomes `directory` at the end.
+
+  Raises:
+    UserError: `directory` is there already.
+  """
+  directory = pathlib.Path(directory).absolute()
+  if directory.exists():
+    raise UserError(f"{directory} is there already: give a directory that does not exist, or remove it")
+  directory.parent.mkdir(parents=True, exist_ok=True)
+  temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      checkpointer.save(temporary / "params", params)
+    tokenizer_.save_pretrained(temporary / "tokenizer")
+    (temporary / "model.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    temporary.chmod(0o755)  # mkdtemp's folder is the owner's alone
+    os.rename(temporary, directory)
+  except BaseException:
+    shutil.rmtree(temporary, ignore_errors=True)
+    raise
+
+
+def load_orbax(directory: pathlib.Path, mesh: jax.sharding.Mesh | None = None):
+  """The parameters (in the dtype that they were stored in), ModelConfig and tokenizer of `save_orbax`.
+
+  Raises:
+    UserError: the directory is not one of these, or is damaged.
+  """
+  directory = pathlib.Path(directory).absolute()
+  config = _read_config(directory / "model.json")
+  with ocp.StandardCheckpointer() as checkpointer:
+    try:
+      stored = checkpointer.metadata(directory / "params").item_metadata
+      dtype = stored["embedding"].dtype
+      abstract = qwen.abstract_params(config, dtype, mesh)
+      if mesh is None:
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=device), abstract)
+      params = checkpointer.restore(directory / "params", abstract)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      raise UserError(f"{directory / 'params'} cannot be read as the Orbax checkpoint of the model in model.json "
+                      f"({str(error).splitlines()[0]})") from error
+  return params, config, tokenizer.load_tokenizer(directory / "tokenizer")
+
+
+def _read_config(path: pathlib.Path) -> qwen.ModelConfig:
+  try:
+    values = json.loads(path.read_text())
+    yarn = values.pop("yarn")
+    return qwen.ModelConfig(**values, yarn=None if yarn is None else rope.Yarn(**yarn))
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise UserError(f"{path} cannot be read ({error}): give a directory made by hf-to-orbax") from error
+
+
+def logits(params: qwen.Params, config: qwen.ModelConfig, tokenizer_) -> np.ndarray:
+  """float32 logits [T, V] on the first 64 tokens of `TEXT`."""
+  ids = jnp.asarray(tokenizer.encode(tokenizer_, TEXT)[0][None, :64])
+
+  @jax.jit
+  def compute(params, ids):
+    hidden = qwen.hidden_states(params, config, ids, compute_dtype=jnp.float32)
+    return hidden[0] @ qwen.output_matrix(params, config).T.astype(jnp.float32)
+  return np.asarray(compute(params, ids))
+
+
+def hf_to_orbax(source: pathlib.Path, output: pathlib.Path, dtype: jnp.dtype) -> float:
+  """Converts; returns the largest absolute difference of the logits between source (float32) and result."""
+  _refuse_existing(output)
+  config, words = hf.read_model_config(source), tokenizer.load_tokenizer(source)
+  params = hf.load_params(source, config, jnp.float32)
+  before = logits(params, config, words)
+  save_orbax(jax.tree.map(lambda leaf: leaf.astype(dtype), params), config, words, output)
+  del params
+  return float(np.abs(logits(*load_orbax(output)) - before).max())
+
+
+def orbax_to_hf(source: pathlib.Path, output: pathlib.Path, dtype: jnp.dtype) -> float:
+  """Converts; returns the largest absolute difference of the logits between source and result."""
+  _refuse_existing(output)
+  params, config, words = load_orbax(source)
+  before = logits(params, config, words)
+  hf.export_hf(jax.tree.map(lambda leaf: leaf.astype(dtype), params), config, words, output)
+  del params
+  config, words = hf.read_model_config(output), tokenizer.load_tokenizer(output)
+  return float(np.abs(logits(hf.load_params(output, config, dtype), config, words) - before).max())
+
+
+def _refuse_existing(output: pathlib.Path) -> None:
+  if output.exists():
+    raise UserError(f"--output {output} is there already: give a directory that does not exist, or remove it")
+
+
+def main() -> None:
+  """Command line: see the module."""
+  parser = argparse.ArgumentParser(prog="python -m policylong.convert", description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("direction", choices=("hf-to-orbax", "orbax-to-hf"))
+  parser.add_argument("--model", type=pathlib.Path, required=True,
+                      help="what to convert: an HF directory or GGUF file, or an Orbax directory")
+  parser.add_argument("--output", type=pathlib.Path, required=True, help="a directory that does not exist yet")
+  parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
+                      help="of the written weights (default: float32, which holds any source exactly)")
+  flags = parser.parse_args()
+  convert = hf_to_orbax if flags.direction == "hf-to-orbax" else orbax_to_hf
+  difference = convert(flags.model, flags.output, jnp.dtype(flags.dtype))
+  print(f"written: {flags.output} ({flags.dtype}); read again, its logits on a fixed text differ from the source's "
+        f"by at most {difference:.3g}")
+
+
+if __name__ == "__main__":
+  run_command(main)
