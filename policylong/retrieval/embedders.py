@@ -8,6 +8,7 @@ import numpy as np
 from policylong import config as config_lib
 from policylong.retrieval.hashed import HashedNgrams
 from policylong.retrieval.minilm import MiniLM
+from policylong.retrieval.qwen_embedder import QwenEmbedder
 
 
 class Embedder(Protocol):
@@ -38,5 +39,8 @@ def make_embedder(config: config_lib.Retrieval) -> Embedder:
   """
   if config.embedder == "hashed":
     return HashedNgrams()
-  return MiniLM(config.embedder_path, sha256=config.embedder_sha256, max_tokens=config.embedder_max_tokens,
-                batch=config.embedder_batch)
+  settings = {"sha256": config.embedder_sha256, "max_tokens": config.embedder_max_tokens,
+              "batch": config.embedder_batch}
+  if config.embedder == "qwen3":
+    return QwenEmbedder(config.embedder_path, instruction=config.query_instruction, **settings)
+  return MiniLM(config.embedder_path, **settings)

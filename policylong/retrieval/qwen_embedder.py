@@ -1,0 +1,90 @@
+"""Qwen3-Embedding (arXiv 2506.05176): a decoder that reads a text and an end token, whose state is the vector.
+
+The decoder, its weights and its tokenizer are the policy's own code (`policylong.model`). Queries carry an
+instruction, documents none. Attention is causal, so padding behind the end token changes nothing.
+
+Letters: B batch, S sequence, D model.
+"""
+
+import functools
+import os
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from policylong.errors import UserError
+from policylong.model import hf
+from policylong.model.qwen import ModelConfig, hidden_states
+from policylong.model.tokenizer import load_tokenizer
+from policylong.retrieval.buckets import encode_in_buckets
+from policylong.retrieval.files import total_sha256, version_of
+
+# What Qwen3-Embedding's tokenizer ends a text with, and what its vector is read from.
+END = "<|endoftext|>"
+
+
+class QwenEmbedder:
+  """Embeds texts of up to `max_tokens` tokens, the end token included; longer ones are cut.
+
+  Attributes:
+    version: hash of everything that changes a vector.
+    dim: D, the length of a vector.
+  """
+
+  def __init__(self, path: str | os.PathLike, *, sha256: str, max_tokens: int, batch: int, instruction: str,
+               dtype: str = "bfloat16"):
+    """Reads a Qwen3-Embedding directory (or a GGUF file).
+
+    Args:
+      path: the directory.
+      sha256: wanted hash of its weights, as `hf.load_params` counts it; "" does not check.
+      max_tokens: where a text is cut.
+      batch: texts of `max_tokens` tokens that are embedded at once.
+      instruction: one sentence that says what a query asks for; "" leaves queries as they are.
+      dtype: of weights and matmul inputs, bfloat16 or float32.
+
+    Raises:
+      UserError: a file is missing, damaged, of another model or hash, or the tokenizer has no end token.
+    """
+    path = pathlib.Path(path)
+    self._config = hf.read_model_config(path)
+    if max_tokens > self._config.max_positions:
+      raise UserError(f"retrieval.embedder_max_tokens is {max_tokens}, more than the {self._config.max_positions} "
+                      f"positions of the model in {path}")
+    self._tokenizer = load_tokenizer(path)
+    self._end = self._tokenizer.get_vocab().get(END)
+    if self._end is None:
+      raise UserError(f"the tokenizer in {path} has no token {END}, wanted that of a Qwen3-Embedding model")
+    self._params = hf.load_params(path, self._config, jnp.dtype(dtype), sha256=sha256)
+    self._max_tokens, self._batch, self._instruction = max_tokens, batch, instruction
+    self.dim = self._config.embed_dim
+    files = sorted([*path.glob("*.safetensors"), *path.glob("*.json")]) if path.is_dir() else [path]
+    self.version = version_of(kind="qwen3", files=total_sha256(files), dim=self.dim, max_tokens=max_tokens,
+                              pooling="last", instruction=instruction, dtype=dtype)
+
+  def embed_documents(self, texts: Sequence[str]) -> np.ndarray:
+    """float32[len(texts), D], each of length 1; a text's vector does not depend on the others."""
+    ids = self._tokenizer(list(texts), add_special_tokens=False).input_ids if texts else []
+    return encode_in_buckets(
+        [[*row[:self._max_tokens - 1], self._end] for row in ids], max_tokens=self._max_tokens, batch=self._batch,
+        pad=self._end, dim=self.dim,
+        encode=lambda tokens, lengths: encode(self._params, tokens, lengths, config=self._config))
+
+  def embed_queries(self, texts: Sequence[str]) -> np.ndarray:
+    """float32[len(texts), D] of the texts behind the instruction."""
+    if self._instruction:
+      texts = [f"Instruct: {self._instruction}\nQuery:{text}" for text in texts]
+    return self.embed_documents(texts)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def encode(params: dict, tokens: Int[Array, "B S"], lengths: Int[Array, "B"], *, config: ModelConfig
+           ) -> Float[Array, "B D"]:
+  """Unit vectors: the state of the last of the first `lengths` tokens of each row."""
+  hidden = hidden_states(params, config, tokens, compute_dtype=params["embedding"].dtype)
+  last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0].astype(jnp.float32)
+  return last / jnp.linalg.norm(last, axis=-1, keepdims=True)

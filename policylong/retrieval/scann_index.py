@@ -1,0 +1,207 @@
+"""Search by ScaNN (arXiv 1908.10396) in the host process, with a guard before each of its traps.
+
+Below 20,000 rows ScaNN compares all of them; from there it searches the nearest of about sqrt(N) leaves,
+scores by quantised products and computes the best again in bfloat16, so its scores there are within 0.004
+of the cosine. How many leaves are searched is tuned on real queries against exact search.
+"""
+
+import logging
+import math
+import os
+import pathlib
+import time
+
+import numpy as np
+from scann.scann_ops.py import scann_builder, scann_ops_pybind
+
+from policylong.errors import UserError
+from policylong.retrieval.exact import ExactIndex
+from policylong.retrieval.files import sha256_of
+from policylong.retrieval.index import checked_queries, checked_rows, nothing
+from policylong.retrieval.memory import available_bytes
+from policylong.workdir import read_json, write_json
+
+# Below, comparing all rows is as fast as a tree.
+BRUTE_FORCE_BELOW = 20_000
+# Recall is measured on the ten best, with at most so many queries.
+TUNED_AT = 10
+TUNING_QUERIES = 1000
+# Candidates of the quantised scores that are computed again, at least.
+_REORDERED = 150
+# The quantiser has 16 centres for each pair of dimensions and needs a row for each.
+_LEAST_ROWS = 16
+# Peak while a tree is built, over the float32 rows themselves (measured; rows included).
+_BUILD_PEAK = 3.3
+# Enough: leaves beyond it cost time and find nothing.
+_RECALL_ENOUGH = 0.999
+_MANIFEST = "MANIFEST.json"
+_CURVE = "curve.json"
+
+
+class ScannIndex:
+  """A ScaNN searcher over rows 0 .. N - 1; built by `build`, or loaded from what `save` wrote.
+
+  Attributes:
+    num_rows: N.
+    dim: D.
+    leaves: number of leaves; 0 for brute force.
+    leaves_to_search: how many of them a query visits; 0 for brute force.
+    curve: [{"leaves", "recall", "queries_per_second"}] of the tuning; empty for brute force.
+  """
+
+  def __init__(self, searcher, num_rows: int, dim: int, leaves: int, leaves_to_search: int, curve: list[dict]):
+    """Use `build` or `load`."""
+    self._searcher = searcher
+    self.num_rows, self.dim = num_rows, dim
+    self.leaves, self.leaves_to_search, self.curve = leaves, leaves_to_search, curve
+
+  @classmethod
+  def build(cls, rows: np.ndarray, *, leaves: int | None, target_recall: float, queries: np.ndarray
+            ) -> "ScannIndex":
+    """An index over rows float32[N, D].
+
+    Args:
+      rows: vectors of length 1.
+      leaves: None for brute force below 20,000 rows and a tree of about sqrt(N) leaves from there; a number
+        for a tree of so many.
+      target_recall: recall@10 against exact search that the tree must reach. If no number of leaves
+        reaches it, the best is taken and a warning says so.
+      queries: float32[n, D], such as will be searched for; at most 1000 are used. Brute force needs none.
+
+    Raises:
+      UserError: no row, NaN or infinity, more leaves than rows, too few rows for a tree, or too little memory.
+    """
+    rows = checked_rows(rows)
+    leaves = number_of_leaves(len(rows), leaves)
+    _check_memory(rows, leaves)
+    builder = scann_ops_pybind.builder(rows, TUNED_AT, "dot_product")
+    if not leaves:
+      return cls(builder.score_brute_force().build(), *rows.shape, 0, 0, [])
+    if not len(queries):
+      raise ValueError("a tree is tuned on queries, and there are none")
+    # ScaNN's default, random centres, gives another tree at each build; k-means++ gives the same bytes.
+    searcher = (builder.tree(leaves, leaves, random_init=False)
+                .score_ah(2, anisotropic_quantization_threshold=0.2)
+                .reorder(_REORDERED, quantize=scann_builder.ReorderType.BFLOAT16).build())
+    index = cls(searcher, *rows.shape, leaves, leaves, [])
+    index._tune(checked_queries(queries[:TUNING_QUERIES], index.dim, TUNED_AT), rows, target_recall)
+    return index
+
+  def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """See `VectorIndex.search`."""
+    queries = checked_queries(queries, self.dim, k)
+    rows, scores = nothing(len(queries), k)
+    if not len(queries):
+      return rows, scores
+    most = min(k, self.num_rows)
+    if self.leaves:
+      found, values = self._searcher.search_batched_parallel(
+          queries, final_num_neighbors=most, pre_reorder_num_neighbors=max(_REORDERED, 4 * most),
+          leaves_to_search=self.leaves_to_search)
+    else:
+      found, values = self._searcher.search_batched_parallel(queries, final_num_neighbors=most)
+    # A hit that is missing comes back as row 0 with the score NaN.
+    missing = np.isnan(values)
+    scores[:, :most] = np.where(missing, -np.inf, values)
+    rows[:, :most] = np.where(missing, -1, found.astype(np.int64))
+    order = np.lexsort((rows, -scores), axis=1)
+    return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
+
+  def save(self, directory: str | os.PathLike) -> None:
+    """Writes the index into a folder that is made; its manifest with the hash of each file comes last."""
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True)
+    self._searcher.serialize(str(directory), relative_path=True)  # by default the paths would be absolute
+    write_json(directory / _CURVE, {"recall_at": TUNED_AT, "leaves": self.leaves,
+                                    "leaves_to_search": self.leaves_to_search, "curve": self.curve})
+    write_json(directory / _MANIFEST, {
+        "kind": "scann", "rows": self.num_rows, "dim": self.dim, "leaves": self.leaves,
+        "leaves_to_search": self.leaves_to_search,
+        "files": {path.name: sha256_of(path) for path in sorted(directory.iterdir())}})
+
+  @classmethod
+  def load(cls, directory: str | os.PathLike) -> "ScannIndex":
+    """Reads what `save` wrote.
+
+    Raises:
+      UserError: the manifest is missing, or the files are not exactly those that it lists. ScaNN would unpickle
+        a file of document ids that it finds beside an index, so nothing else may lie there.
+    """
+    directory = pathlib.Path(directory)
+    manifest = read_json(directory / _MANIFEST)
+    try:
+      wanted, rows, dim = manifest["files"], int(manifest["rows"]), int(manifest["dim"])
+      leaves, to_search = int(manifest["leaves"]), int(manifest["leaves_to_search"])
+    except (KeyError, TypeError, ValueError) as error:
+      raise UserError(f"{directory / _MANIFEST} is no manifest of an index ({error!r})") from error
+    found = {path.name for path in directory.iterdir()} - {_MANIFEST}
+    if found != set(wanted) or any(name.endswith(".pkl") for name in found):
+      raise UserError(f"{directory} holds {', '.join(sorted(found))}, but its manifest lists "
+                      f"{', '.join(sorted(wanted))}: delete the folder and build the index again")
+    for name, sha256 in wanted.items():
+      if (actual := sha256_of(directory / name)) != sha256:
+        raise UserError(f"{directory / name} has sha256 {actual}, wanted {sha256}: delete the folder and build "
+                        "the index again")
+    curve = read_json(directory / _CURVE)["curve"]
+    return cls(scann_ops_pybind.load_searcher(str(directory), assets_backcompat_shim=False), rows, dim, leaves,
+               to_search, curve)
+
+  def _tune(self, queries: np.ndarray, rows: np.ndarray, target: float) -> None:
+    """Takes the fewest leaves whose recall@10 reaches `target`, measured against exact search."""
+    truth, _ = ExactIndex(rows).search(queries, TUNED_AT)
+    for leaves in _steps(self.leaves):
+      self.leaves_to_search = leaves
+      start = time.perf_counter()
+      found, _ = self.search(queries, TUNED_AT)
+      seconds = time.perf_counter() - start
+      recall = recall_of(found, truth)
+      self.curve.append({"leaves": leaves, "recall": recall,
+                         "queries_per_second": round(len(queries) / seconds, 1)})
+      if recall >= _RECALL_ENOUGH:
+        break
+    reached = [point for point in self.curve if point["recall"] >= target]
+    chosen = reached[0] if reached else max(self.curve, key=lambda point: point["recall"])
+    if not reached:
+      logging.warning("no number of leaves reaches recall@%d %.3f on %d queries; taken is %d of %d leaves with "
+                      "recall %.3f", TUNED_AT, target, len(queries), chosen["leaves"], self.leaves, chosen["recall"])
+    self.leaves_to_search = chosen["leaves"]
+
+
+def number_of_leaves(rows: int, leaves: int | None) -> int:
+  """How many leaves an index of so many rows has; 0 for brute force.
+
+  Raises:
+    UserError: more leaves than rows were asked for, or a tree over too few rows.
+  """
+  if leaves is None:
+    return 0 if rows < BRUTE_FORCE_BELOW else round(math.sqrt(rows))
+  if leaves > rows:
+    raise UserError(f"retrieval.leaves is {leaves}, more than the {rows} chunks of the corpus: make it smaller, "
+                    "or None")
+  if rows < _LEAST_ROWS:
+    raise UserError(f"retrieval.leaves is {leaves}, but a tree needs at least {_LEAST_ROWS} chunks and the corpus "
+                    f"has {rows}: set it to None")
+  return leaves
+
+
+def recall_of(found: np.ndarray, truth: np.ndarray) -> float:
+  """The share of true rows [n, k] that were found [n, k]; places of `truth` without a row do not count."""
+  hits = (found[:, :, None] == truth[:, None, :]) & (truth[:, None, :] >= 0)
+  return float(hits.sum() / np.sum(truth >= 0))
+
+
+def _steps(leaves: int) -> list[int]:
+  """1, 2, 3, 4, 6, 8, 12, ... and all."""
+  steps = {2 ** i for i in range(leaves.bit_length())} | {3 * 2 ** i for i in range(leaves.bit_length())}
+  return sorted(step for step in steps | {leaves} if step <= leaves)
+
+
+def _check_memory(rows: np.ndarray, leaves: int) -> None:
+  """Says what a build needs beyond the rows, which are there already, and refuses what cannot be."""
+  needed = int(rows.nbytes * ((_BUILD_PEAK - 1) if leaves else 1))
+  available = available_bytes()
+  sentence = (f"the index over {len(rows):,} rows of {rows.shape[1]} dimensions needs {needed / 1e9:.2f} GB beside "
+              f"the rows to be built, and {available / 1e9:.2f} GB of memory are free")
+  logging.info("%s", sentence)
+  if needed > available:
+    raise UserError(f"{sentence}: free some, or take a larger machine")
