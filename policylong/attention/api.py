@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 from jaxtyping import Array, Float, Int
 
-from policylong.attention import reference
+from policylong.attention import blockwise, reference
 from policylong.errors import UserError
 
-IMPLEMENTATIONS: dict[str, Callable] = {"reference": reference.attention}
+IMPLEMENTATIONS: dict[str, Callable] = {"blockwise": blockwise.attention, "reference": reference.attention}
 
 
 def attention(
@@ -41,16 +41,12 @@ def attention(
   """
   _check_shapes(q, k, v, positions, segment_ids)
   if implementation is None:
-    implementation = _choose(q.shape[1])
+    implementation = "blockwise"
+    _log_choice(implementation)
   if implementation not in IMPLEMENTATIONS:
     raise UserError(f"attention implementation {implementation!r} does not exist: "
                     f"use one of {', '.join(IMPLEMENTATIONS)}")
   return IMPLEMENTATIONS[implementation](q, k, v, positions, segment_ids)
-
-
-def _choose(S: int) -> str:
-  _log_choice("reference")
-  return "reference"
 
 
 @functools.cache
