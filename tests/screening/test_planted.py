@@ -1,0 +1,144 @@
+"""A fact that stands in exactly one other document is found, retrieved and verified; look-alikes are not.
+
+With the real policy (SmolLM2) and the real embedder (MiniLM). Names and numbers are invented, so that no
+weight can know them; root and fact are worded differently, or they would be near-copies. The two roots,
+their facts and their look-alikes lie among 150 encyclopaedia leads.
+"""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from policylong import config as config_lib
+from policylong import tables
+from policylong.corpus.store import open_corpus
+from policylong.mesh import make_mesh
+from policylong.model import hf
+from policylong.model.tokenizer import load_tokenizer
+from policylong.retrieval.embedders import make_embedder
+from policylong.retrieval.store import open_index
+from policylong.screening.retrieve import Retriever
+from policylong.screening.scorer import Scorer
+from policylong.screening.screen import Screener
+from policylong.screening.texts import ChunkTokens
+from policylong.workdir import Workdir
+
+# (root, the fact's words in it, the document that holds the fact, look-alikes that do not)
+PLANTED = {
+    "observatory": (
+        "Visitors who climb the hill behind the old harbour reach a white dome with a copper door. The building has "
+        "been closed for years, and few people in the town remember what it was for. On a plaque beside the gate one "
+        "can read that the Korvanth Observatory was the work of a woman called Elmira Dovestin, and that it was given "
+        "to the town after the war.",
+        "Elmira Dovestin",
+        "The Korvanth Observatory was founded in 1874 by Elmira Dovestin, who had sold her vineyards to pay for its "
+        "first telescope. Dovestin lived beside the dome until her death and kept a diary of every clear "
+        "night.",
+        ["The Korvanth Observatory is open on the first Sunday of every month. Visitors may look through the smaller "
+         "telescope, and there is a shop with postcards and a room with old instruments.",
+         "The Meldrath Observatory stands on the cliffs above the harbour. It was built in the last century by a rich "
+         "family from the town, and the keeper lived in a small house below the dome."]),
+    "canal": (
+        "In the spring the water is let back into the old channel and the first boats arrive from the coast. The "
+        "towpath is dry and wide, and in the evening people from the villages walk there with their dogs. The "
+        "guidebook says that the Bramwick Canal was planned by a man called Osgar Thelwain, and that no lock on it "
+        "has ever been rebuilt.",
+        "Osgar Thelwain",
+        "The Bramwick Canal was designed by Osgar Thelwain, a self-taught engineer from the northern "
+        "mines. Thelwain surveyed the whole route on foot and drew all of its nineteen locks himself.",
+        ["The Bramwick Canal freezes in most winters, and then the children of the villages skate on it. In summer it "
+         "is full of lilies, and the locks have to be cleared by hand.",
+         "The Tolland Canal was dug to carry coal from the mines to the coast. It was closed after the war, and its "
+         "towpath is now a path for walkers."]),
+}
+
+
+@pytest.fixture(scope="module")
+def screened(material, tmp_path_factory):
+  """The tables of one round over the planted corpus, and the policy's name for each document."""
+  folder = tmp_path_factory.mktemp("planted")
+  context = [{"id": f"{name}/{kind}", "text": text} for name, (_, _, fact, look) in PLANTED.items()
+             for kind, text in [("fact", fact), *((f"look{i}", other) for i, other in enumerate(look))]]
+  with open(material / "wiki.jsonl", encoding="utf-8") as file:
+    context += [json.loads(line) for line in itertools.islice(file, 150)]
+  roots = [{"id": name, "text": root} for name, (root, *_) in PLANTED.items()]
+  for name, records in (("roots", roots), ("context", context)):
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+  sources = tuple(config_lib.Source(name, "jsonl", str(folder / f"{name}.jsonl"), "id", "text", "")
+                  for name in ("roots", "context"))
+  retrieval = config_lib.Retrieval(
+      embedder="minilm", embedder_path=str(material / "minilm"), embedder_sha256="", embedder_max_tokens=128,
+      embedder_batch=32, query_instruction="", index="exact", leaves=None, target_recall=0.95)
+  screening = config_lib.Screening(
+      roots_per_round=2, root_tokens=128, min_root_tokens=32, skip_tokens=16, alpha=1.0, max_anchors_per_root=12,
+      query_window=16, top_k=3, near_copy_ngram=13, control_chunks=3, epsilon=0.4, epsilon_from_control=None,
+      control_margin=None, negatives="positives", negatives_per_positive=4, max_chunk_tokens=256, bucket_multiple=128,
+      tokens_per_batch=512, roots_per_shard=1)
+  corpus = open_corpus(config_lib.Corpus(sources, ("roots",), 2048, str(folder / "cache")))
+  embedder = make_embedder(retrieval)
+  index = open_index(corpus, embedder, retrieval, str(folder / "cache"), 0)
+  path = material / "smollm2.gguf"
+  model, tokenizer = hf.read_model_config(path), load_tokenizer(path)
+  chunk_tokens = ChunkTokens(corpus, tokenizer, "\n\n", screening.max_chunk_tokens)
+  mesh = make_mesh(config_lib.Mesh(data=-1, fsdp=1, context=1, tensor=1))
+  scorer = Scorer(hf.load_params(path, model, np.dtype("float32")), model, mesh, dtype="bfloat16",
+                  tokens_per_batch=screening.tokens_per_batch, bucket_multiple=screening.bucket_multiple)
+  round_ = Workdir(folder / "run").round(1)
+  Screener(screening, 0, ("roots",), corpus, tokenizer, Retriever(screening, 0, corpus, embedder, index, chunk_tokens),
+           chunk_tokens, scorer, 0).screen(round_)
+  def named(table):
+    rows = tables.read(round_.table(table)).to_pylist()
+    for row in rows:
+      for key in ("chunk_id", "of_chunk"):
+        if key in row:
+          row[key] = row[key].split("#")[0].removeprefix("context/")
+      row["doc_id"] = row["doc_id"].removeprefix("roots/")
+    return rows
+  return {name: named(name) for name in ("roots", "anchors", "verdicts", "positives", "negatives")}
+
+
+def _fact_positions(screened, name):
+  """Token positions of the root that spell the fact."""
+  (root,) = [row for row in screened["roots"] if row["doc_id"] == name]
+  starts = np.cumsum([0, *map(len, root["pieces"])])
+  first = "".join(root["pieces"]).index(PLANTED[name][1])
+  return {t for t in range(len(root["pieces"])) if starts[t + 1] > first and starts[t] < first + len(PLANTED[name][1])}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_the_anchors_include_the_fact(screened, name):
+  anchors = {row["position"] for row in screened["anchors"] if row["doc_id"] == name}
+  assert anchors & _fact_positions(screened, name)
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_the_document_with_the_fact_is_retrieved_by_the_fact_and_verified_with_a_high_gain(screened, name):
+  at_fact = [row for row in screened["verdicts"] if row["doc_id"] == name and row["kind"] == "retrieved"
+             and row["position"] in _fact_positions(screened, name) and row["chunk_id"] == f"{name}/fact"]
+  assert any(row["rank"] >= 0 for row in at_fact)
+  best = max(at_fact, key=lambda row: row["gain"])
+  assert best["accepted"] and best["gain"] > 0.85
+  assert best["entropy_before"] > 4.0 and best["entropy_after"] < 1.0
+  assert f"{name}/fact" in {row["chunk_id"] for row in screened["positives"] if row["doc_id"] == name}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_nothing_else_explains_the_fact(screened, name):
+  others = [row for row in screened["verdicts"] if row["doc_id"] == name and row["chunk_id"] != f"{name}/fact"
+            and row["position"] in _fact_positions(screened, name)]
+  assert {f"{name}/look0", f"{name}/look1"} & {row["chunk_id"] for row in others}
+  assert not [row for row in others if row["accepted"]]
+  assert max(row["gain"] for row in others) < 0.25
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_look_alikes_become_hard_negatives_of_the_fact(screened, name):
+  positives = {row["chunk_id"] for row in screened["positives"] if row["doc_id"] == name}
+  negatives = [row for row in screened["negatives"] if row["doc_id"] == name and row["of_chunk"] == f"{name}/fact"]
+  assert [row["rank"] for row in negatives] == list(range(len(negatives)))
+  # Every look-alike that is not itself a positive (for another anchor) is among the nearest.
+  assert {f"{name}/look0", f"{name}/look1"} - positives <= {row["chunk_id"] for row in negatives}
+  assert not positives & {row["chunk_id"] for row in negatives}
