@@ -1,0 +1,112 @@
+"""Killed at any instant and started again, a run ends with the bytes of one that was never killed."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from etils import epath
+
+from policylong.workdir import Workdir
+from tests.small_run import make_small_run
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+# One workdir, killed at each of these in turn, then left alone. "stage:n" is the n-th write of that stage
+# in that process; the last ones belong to round 2.
+KILLS = ("rename:4", "scan:2", "candidates:1", "verify:2", "verdicts:1", "negatives:1", "synthesis:2", "training:3",
+         "between:1", "offpolicy:1", "verify:3", "training:1")
+
+
+def run_main(config, workdir, kill="", **overrides):
+  environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+  flags = [f"--config.{key.replace('__', '.')}={value}" for key, value in overrides.items()]
+  return subprocess.run([sys.executable, "-m", "tests.small_run", kill, f"--config={config}", f"--workdir={workdir}",
+                         *flags], capture_output=True, text=True, cwd=REPOSITORY, env=environment, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, material):
+  """(an uninterrupted run, one killed at every stage), both ended."""
+  folder = tmp_path_factory.mktemp("runs")
+  config = make_small_run(folder, material)
+  whole = run_main(config, folder / "whole")
+  assert whole.returncode == 0, whole.stderr[-3000:]
+  for kill in KILLS:
+    killed = run_main(config, folder / "killed", kill)
+    assert killed.returncode == -9, f"{kill}: {killed.stderr[-3000:]}"
+  last = run_main(config, folder / "killed")
+  assert last.returncode == 0, last.stderr[-3000:]
+  return config, folder / "whole", folder / "killed"
+
+
+def _files(folder, pattern):
+  return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob(pattern))}
+
+
+@pytest.mark.parametrize("pattern", ["rounds/*/*.parquet", "rounds/*/*.json", "rounds/*/sequences/*", "final.json",
+                                     "offpolicy.parquet", "corpus.json", "config.json"])
+def test_every_table_sequence_and_marker_has_the_same_bytes(runs, pattern):
+  _, whole, killed = runs
+  wanted, found = _files(whole, pattern), _files(killed, pattern)
+  assert wanted and list(found) == list(wanted)
+  assert [name for name in wanted if wanted[name] != found[name]] == []
+
+
+def _leaves(folder):
+  import orbax.checkpoint as ocp
+  (last,) = [path for path in [max((folder / "checkpoints").glob("[0-9]*"), key=lambda p: int(p.name))]]
+  tree = ocp.PyTreeCheckpointer().restore(last / "state")
+  import jax
+  return int(last.name), {jax.tree_util.keystr(path): np.asarray(leaf)
+                          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def test_the_final_parameters_and_optimizer_state_are_the_same_bits(runs):
+  _, whole, killed = runs
+  (step, wanted), (other, found) = _leaves(whole), _leaves(killed)
+  assert step == other == 8 and wanted.keys() == found.keys() and len(wanted) > 20
+  for name, leaf in wanted.items():
+    assert leaf.tobytes() == found[name].tobytes(), name
+
+
+def test_metrics_have_every_step_once_and_the_same_losses(runs):
+  _, whole, killed = runs
+  lines = [[json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+           for folder in (whole, killed)]
+  assert [line["step"] for line in lines[1]] == list(range(1, 9))
+  assert [line["loss"] for line in lines[0]] == [line["loss"] for line in lines[1]]
+
+
+def test_nothing_half_written_is_left(runs):
+  for folder in runs[1:]:
+    assert not [path for path in folder.rglob("*.tmp")]
+    assert not list(folder.glob("rounds/*/shards"))
+
+
+def test_rounds_use_different_roots_and_the_second_knows_of_the_first(runs):
+  folder = Workdir(epath.Path(runs[1]))
+  done = [json.loads(folder.round(r).done_path.read_text()) for r in (1, 2)]
+  assert done[0]["policy_step"] == 0 and done[1]["policy_step"] == 4
+  assert done[0]["offpolicy"] is None and done[1]["offpolicy"]["verified"] > 0
+  import pyarrow.parquet as pq
+  roots = [set(pq.read_table(folder.round(r).table("roots"))["doc_id"].to_pylist()) for r in (1, 2)]
+  assert len(roots[0]) == len(roots[1]) == 6 and not roots[0] & roots[1]
+
+
+def test_a_second_run_does_nothing_and_says_so(runs):
+  config, whole, _ = runs
+  before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+  again = run_main(config, whole)
+  assert again.returncode == 0 and "nothing to do" in again.stderr
+  assert again.stdout.splitlines()[-1] == f"page: {whole}/report/index.html"
+  assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+def test_a_changed_config_is_refused_with_the_difference(runs):
+  config, whole, _ = runs
+  changed = run_main(config, whole, screening__alpha=1.5)
+  assert changed.returncode == 1 and "Traceback" not in changed.stderr
+  assert "screening.alpha: 1.0 -> 1.5" in changed.stderr.splitlines()[-1]
