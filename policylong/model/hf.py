@@ -228,6 +228,7 @@ def _write_weights(params: Params, config: ModelConfig, directory: pathlib.Path,
   for name, shard in zip(names, shards):
     safetensors.numpy.save_file({tensor.name: _fetch(params, tensor) for tensor in shard}, directory / name,
                                 metadata={"format": "pt"})  # transformers insists on a format
+    (directory / name).chmod(0o644)  # safetensors writes for the owner alone
   if len(shards) > 1:
     weight_map = {tensor.name: name for name, shard in zip(names, shards) for tensor in shard}
     total = sum(int(np.prod(tensor.shape)) * itemsize for shard in shards for tensor in shard)

@@ -214,7 +214,9 @@ class Decoder(nnx.Module):
     placed = jnp.arange(tokens.shape[1])[None] if positions is None else positions
     cos, sin = rope.rotation(placed, config.head_dim, config.rope_theta, config.yarn)
     with jax.named_scope("embed"):
-      x = meshes.constrain(self.embedding[...][tokens].astype(compute_dtype), ("batch", "sequence", None))
+      # whole rows before the lookup: else XLA looks up columns and cannot bring them back to the tokens' devices
+      table = meshes.constrain(self.embedding[...], ("vocab", None))
+      x = meshes.constrain(table[tokens].astype(compute_dtype), ("batch", "sequence", None))
     structure, stacked = nnx.split(self.layers)
 
     def step(x: Array, weights: nnx.State) -> tuple[Array, None]:

@@ -36,7 +36,7 @@ def load_tokenizer(path: str | os.PathLike) -> transformers.PreTrainedTokenizerF
     raise UserError(f"{path} has no tokenizer.json: an HF model directory with a fast tokenizer is needed")
   try:
     # not AutoTokenizer: transformers 5 rebuilds some models' tokenizers from parts instead of reading the file
-    return transformers.PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+    return transformers.PreTrainedTokenizerFast.from_pretrained(path)
   except Exception as error:  # transformers and tokenizers raise nearly anything for a damaged file
     raise UserError(f"no tokenizer can be read from {path} ({str(error).splitlines()[0]})") from error
 
