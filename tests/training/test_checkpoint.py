@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from policylong.training.checkpoint import Checkpoints
 from policylong.training.optimizer import make_optimizer
 from policylong.training.state import TrainState, abstract_state, initial_state, restart_optimizer
 
+CHILD = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
 OPTIMIZER = make_optimizer(training_config(), 1, TINY)
 
 
@@ -104,7 +106,7 @@ KILLED = """
 
 def test_a_save_that_was_killed_is_not_taken_for_a_whole_one(tmp_path):
   process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)], stdout=subprocess.PIPE,
-                             env=os.environ | {"XLA_FLAGS": ""})
+                             env=CHILD)
   assert process.stdout.readline() == b"saving\n"
   while not (halves := [path for path in tmp_path.iterdir() if path.name != "1"]):
     time.sleep(0.0005)
@@ -161,7 +163,7 @@ def test_a_full_disk_is_an_oserror_and_leaves_the_checkpoint_before(tmp_path):
   if shutil.which("unshare") is None:
     pytest.skip("no unshare here")
   result = subprocess.run(["unshare", "-Urm", "sh", "-c", script], capture_output=True, text=True,
-                          env=os.environ | {"XLA_FLAGS": ""})
+                          env=CHILD)
   if "mounted" not in result.stdout:
     pytest.skip("mounting is not allowed here")
   assert f"errno {errno.ENOSPC} [1]" in result.stdout, result.stderr

@@ -145,11 +145,11 @@ def test_a_nan_stops_the_run_names_its_step_and_is_not_saved(make_trainer, seque
   assert trainer.checkpoint_steps() == list(range(2, poisoned, 2))
 
 
-def test_a_gradient_that_overflows_is_a_divergence_too(make_trainer, sequences):
+def test_a_gradient_that_overflows_is_a_divergence_though_the_loss_is_finite(make_trainer, sequences):
   trainer = make_trainer()
   params = tiny_params()
-  params["layers"]["down"] = params["layers"]["down"] * 1e38
-  with pytest.raises(TrainingDiverged, match="diverged at step 1 "):
+  params["final_norm"] = params["final_norm"] * 1e25  # gradients of 1e24, whose squares float32 does not hold
+  with pytest.raises(TrainingDiverged, match=r"diverged at step 1 .* loss is \d.*, the gradient norm inf"):
     trainer.train_round(trainer.initial(params), 1, sequences)
 
 
