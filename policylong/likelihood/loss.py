@@ -5,6 +5,9 @@ anew. With p = softmax(z), d nll / d z = p - onehot(target). The vocabulary is t
 the output matrix's gradient is then finished before the next begins, so that gradient needs no float32
 copy of the whole matrix; that of the hidden states is one [T, D] array in float32.
 
+Products contract the last axis of their left operand: any other form XLA multiplies in float32 on CPU, at
+a fifth of the speed (13.6 ns against 2.3 for each logit). So hidden states are also kept transposed.
+
 Letters: T tokens, D model, V vocabulary.
 """
 
@@ -14,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from policylong.elementwise import cast, exp
 from policylong.likelihood import streaming
 
 
@@ -44,6 +48,7 @@ def _backward(token_block, vocab_block, axis_name, residuals, cotangent):
   targets = streaming.local_targets(targets, output_matrix, axis_name)
   blocks, size = streaming.equal_blocks(T, token_block)
   stacked = tuple(streaming.stack(x, blocks, size) for x in (hidden, targets, lse, cotangent))
+  stacked += (stacked[0].transpose(0, 2, 1),)
 
   def add_rows(carry, start, width):
     d_hidden, d_matrix = carry
@@ -70,21 +75,22 @@ def _rows_gradient(stacked, d_hidden, rows, start):
   precision = streaming.precision_of(dtype)
 
   def step(carry, index):
-    d_hidden, d_rows = carry
-    hidden, targets, lse, cotangent = (x[index] for x in stacked)
-    probabilities = jnp.exp(streaming.logits_of(hidden, rows) - lse[:, None])
+    d_hidden, d_rows_t = carry
+    hidden, targets, lse, cotangent, hidden_t = (x[index] for x in stacked)
+    probabilities = exp(streaming.logits_of(hidden, rows) - lse[:, None])
     is_target = jnp.arange(rows.shape[0]) == (targets - start)[:, None]
     # In the products' own dtype: with bfloat16 weights the other operand has no more digits than that.
-    d_logits = ((probabilities - is_target) * cotangent[:, None]).astype(dtype)
+    d_logits = cast((probabilities - is_target) * cotangent[:, None], dtype)
     update = jnp.einsum("tv,vd->td", d_logits, rows.astype(dtype), preferred_element_type=jnp.float32,
                         precision=precision)
     d_hidden = d_hidden.at[index].add(update)
-    d_rows += jnp.einsum("tv,td->vd", d_logits, hidden.astype(dtype), preferred_element_type=jnp.float32,
-                         precision=precision)
-    return (d_hidden, d_rows), None
+    d_rows_t += jnp.einsum("dt,tv->dv", hidden_t.astype(dtype), d_logits, preferred_element_type=jnp.float32,
+                           precision=precision)
+    return (d_hidden, d_rows_t), None
 
-  d_rows = streaming.varying_as(jnp.zeros(rows.shape, jnp.float32), d_hidden)
-  return lax.scan(step, (d_hidden, d_rows), jnp.arange(d_hidden.shape[0]))[0]
+  d_rows_t = streaming.varying_as(jnp.zeros(rows.shape[::-1], jnp.float32), d_hidden)
+  d_hidden, d_rows_t = lax.scan(step, (d_hidden, d_rows_t), jnp.arange(d_hidden.shape[0]))[0]
+  return d_hidden, d_rows_t.T
 
 
 _nll.defvjp(_forward, _backward)
