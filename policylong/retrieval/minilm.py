@@ -126,25 +126,25 @@ def _attention(x: Float[Array, "B S D"], visible: Array, w: dict, config: BertCo
   B, S, D = x.shape
   N = config.num_attention_heads
   dtype = w["qkv"].dtype
+  # One transpose of all three, sums in float32 (a bfloat16 result makes XLA multiply in float32 here), and a
+  # barrier, without which softmax is fused into the second matmul: on two CPU cores at S = 256 these take the
+  # encoder from 8.4 to 11.4 thousand tokens a second, timed side by side on a loaded machine.
   qkv = _dense(x, w["qkv"], w["qkv_bias"]).astype(dtype)
-  q, k, v = (part.reshape(B, S, N, D // N).swapaxes(1, 2) for part in jnp.split(qkv, 3, axis=-1))
-  # Scores leave the matmul in its own dtype: they are the largest array here, and memory is what they cost.
-  # Measured on two CPU cores at S = 256: 1.6 instead of 3.0 ms, at the same cosine.
-  scores = jnp.einsum("bnsh,bnth->bnst", q, k, preferred_element_type=dtype, precision=_precision(dtype))
-  scores = scores.astype(jnp.float32) * (D // N) ** -0.5
+  q, k, v = qkv.reshape(B, S, 3, N, D // N).transpose(2, 0, 3, 1, 4)
+  scores = _product("bnsh,bnth->bnst", q, k) * (D // N) ** -0.5
   shares = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -jnp.inf)).astype(dtype)
-  mixed = jnp.einsum("bnst,bnth->bnsh", shares, v, preferred_element_type=dtype, precision=_precision(dtype))
+  mixed = _product("bnst,bnth->bnsh", lax.optimization_barrier(shares), v)
   return _dense(mixed.swapaxes(1, 2).reshape(B, S, D), w["out"], w["out_bias"])
 
 
 def _dense(x: Array, matrix: Array, bias: Array) -> Array:
-  return jnp.matmul(x.astype(matrix.dtype), matrix, preferred_element_type=jnp.float32,
-                    precision=_precision(matrix.dtype)) + bias
+  return _product("bsd,df->bsf", x.astype(matrix.dtype), matrix) + bias
 
 
-def _precision(dtype):
-  """Full float32 products where float32 was asked for: accelerators would round the inputs by default."""
-  return lax.Precision.HIGHEST if dtype == jnp.float32 else None
+def _product(letters: str, a: Array, b: Array) -> Array:
+  """Sums in float32; float32 inputs are not rounded, as accelerators would by default."""
+  precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+  return jnp.einsum(letters, a, b, preferred_element_type=jnp.float32, precision=precision)
 
 
 def _layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
