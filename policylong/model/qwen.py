@@ -143,16 +143,14 @@ def init_params(config: ModelConfig, key: jax.Array, dtype: jnp.dtype,
     UserError: the mesh does not divide a dimension.
   """
   weights, structure = jax.tree.flatten(declare(config))
-
-  def make(key: jax.Array) -> Params:
-    keys = jax.random.split(key, len(weights))
-    return structure.unflatten([_initial(weight, k, dtype) for weight, k in zip(weights, keys)])
-
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(config, dtype, mesh))
-  return jax.jit(make, out_shardings=None if mesh is None else shardings)(key)
+  placed = jax.tree.leaves(abstract_params(config, dtype, mesh))
+  # a program a weight, and weights of one shape share it
+  return structure.unflatten([
+      jax.jit(_initial, static_argnums=(0, 1), out_shardings=leaf.sharding)(weight, dtype, key)
+      for weight, leaf, key in zip(weights, placed, jax.random.split(key, len(weights)))])
 
 
-def _initial(weight: Weight, key: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def _initial(weight: Weight, dtype: jnp.dtype, key: jax.Array) -> jax.Array:
   if weight.init == "normal":
     return (0.02 * jax.random.normal(key, weight.shape, jnp.float32)).astype(dtype)
   return jnp.full(weight.shape, 1.0 if weight.init == "ones" else 0.0, dtype)
