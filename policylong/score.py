@@ -32,18 +32,18 @@ from policylong.screening.scorer import Scorer
 
 _SCHEMA = pa.schema([("id", pa.string()), ("position", pa.int64()), ("token", pa.string()),
                      ("nll", pa.float32()), ("entropy", pa.float32())])
+# Padded tokens that a device scores at once.
+_TOKENS_PER_BATCH = 4096
 _TOO_LONG = "longer than the model's window"
 
 
-def score(model: str, path: str, *, dtype: str = "float32", tokens_per_batch: int = 4096
-          ) -> tuple[pa.Table, dict[str, int]]:
+def score(model: str, path: str, *, dtype: str = "float32") -> tuple[pa.Table, dict[str, int]]:
   """Scores every document of a JSONL file.
 
   Args:
     model: an HF directory or a GGUF file.
     path: JSONL, {"id", "text"} a line.
     dtype: of the weights and matmul inputs; logits and reductions are float32.
-    tokens_per_batch: padded tokens scored at once on a device.
 
   Returns:
     The table described above, and {reason: number of records that were skipped}.
@@ -67,6 +67,8 @@ def score(model: str, path: str, *, dtype: str = "float32", tokens_per_batch: in
     raise UserError(f"{path} has no record to score ({_in_words(skipped)}): every line must be "
                     '{"id": ..., "text": ...}')
   mesh = make_mesh(config_lib.Mesh(data=-1, fsdp=1, context=1, tensor=1))
+  # Batches are always filled up with empty rows: a short input gets small ones.
+  tokens_per_batch = min(_TOKENS_PER_BATCH, sum(map(len, rows)) // mesh.size)
   scorer = Scorer(hf.load_params(model, config, np.dtype(np.float32)), config, mesh, dtype=dtype,
                   tokens_per_batch=tokens_per_batch, bucket_multiple=128)
   with tqdm(desc="scoring", total=sum(map(len, rows)), unit="tok", unit_scale=True) as bar:
