@@ -18,6 +18,8 @@ from jax.sharding import NamedSharding
 
 from policylong.errors import UserError
 
+# Passes over the sequences: more than any run makes. Without a number, Grain cannot batch by ones.
+_EPOCHS = 2**31
 _PURPOSE = zlib.crc32(b"policylong.training.batches")
 
 
@@ -122,7 +124,7 @@ def read_shuffled(source: grain.sources.RandomAccessDataSource, *, seed: int, co
 
   The shares' n-th items together are the n-th `count * shares` records of that order, whatever `shares` is.
   """
-  dataset = grain.MapDataset.source(source).shuffle(seed).repeat()[share::shares].batch(count)
+  dataset = grain.MapDataset.source(source).shuffle(seed).repeat(_EPOCHS)[share::shares].batch(count)
   # Two batches ahead: 32 sequences of 131,072 tokens are 16 MB.
   return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)))
 

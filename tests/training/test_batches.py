@@ -40,6 +40,10 @@ def test_a_batch_holds_the_bytes_that_were_written(numbered):
   np.testing.assert_array_equal(batch, NUMBERED[batch[..., 0]])
 
 
+def test_a_batch_may_be_one_sequence(numbered):
+  assert sorted(first_tokens(open_batches(numbered, (1, 1, LENGTH)), 10)) == list(range(10))
+
+
 def test_rounds_and_seeds_have_their_own_orders_and_the_same_ones_again(numbered):
   orders = [first_tokens(open_batches(numbered, seed=seed, round_index=r), 5) for seed, r in ((0, 1), (0, 2), (1, 1))]
   assert len({tuple(order) for order in orders}) == 3
