@@ -60,7 +60,7 @@ def get_config() -> ConfigDict:
           # Longer texts are cut to so many tokens.
           "embedder_max_tokens": 128,
           # Texts embedded at once.
-          "embedder_batch": 32,
+          "embedder_batch": 8,
           # What a query asks for; used by qwen3 only.
           "query_instruction": "",
           # scann or exact.
