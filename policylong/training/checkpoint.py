@@ -42,6 +42,7 @@ class Checkpoints:
       keep: steps for which it is true stay for good.
     """
     self._directory = epath.Path(directory).absolute()
+    _remove_unfinished(self._directory)
     registry = DefaultCheckpointHandlerRegistry()
     # Uncompressed: random-looking float32 shrinks by a tenth, which costs 3x the time and, for a state of
     # 1.2 GiB, 1.1 GiB of host memory (measured on two cores).
@@ -115,6 +116,17 @@ class Checkpoints:
       reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
       raise UserError(f"the checkpoint {self._directory / str(step)} cannot be restored ({reason}): it is damaged or "
                       "of another model; remove that folder to go on from the one before") from error
+
+
+def _remove_unfinished(directory: epath.Path) -> None:
+  """Removes folders under Orbax's temporary names, also those too young for Orbax to know as its own.
+
+  What it does know (on storage without renames) its option `cleanup_tmp_directories` removes.
+  """
+  if jax.process_index() == 0 and directory.exists():
+    for path in directory.iterdir():
+      if path.name.endswith(".orbax-checkpoint-tmp"):
+        path.rmtree()
 
 
 class _KeepSteps(preservation_policy.PreservationPolicy):

@@ -111,11 +111,19 @@ def test_a_save_that_was_killed_is_not_taken_for_a_whole_one(tmp_path):
   while not (halves := [path for path in tmp_path.iterdir() if path.name != "1"]):
     time.sleep(0.0005)
   process.send_signal(signal.SIGKILL)
-  process.wait()
+  process.communicate()
   assert "tmp" in halves[0].name and not (tmp_path / "2").exists()
   checkpoints = open_checkpoints(tmp_path)
   assert checkpoints.latest_step() == 1
   assert [path.name for path in tmp_path.iterdir()] == ["1"]  # what the kill left behind is gone
+
+
+def test_a_save_that_was_killed_at_its_very_start_does_not_stand_in_the_way_of_the_next(tmp_path):
+  (tmp_path / "3.orbax-checkpoint-tmp" / "state.orbax-checkpoint-tmp").mkdir(parents=True)
+  checkpoints = open_checkpoints(tmp_path)
+  assert checkpoints.latest_step() is None
+  checkpoints.save(3, state_on(mesh_of()), {}, {})
+  assert [path.name for path in tmp_path.iterdir()] == ["3"]
 
 
 def test_a_damaged_checkpoint_is_one_sentence(tmp_path):

