@@ -22,7 +22,6 @@ setup(
         "grain==0.2.18",
         "jax==0.12.0.1",
         "jaxtyping==0.3.11",
-        "matplotlib==3.11.2",
         "ml_collections==1.1.0",
         "numpy==2.5.5",
         "optax==0.2.8",

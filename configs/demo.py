@@ -4,10 +4,10 @@
   # or: python -m policylong.main --config=configs/demo.py --workdir=runs/demo
 
 Hardware: 2 CPU cores, under 6 GiB of memory. Time: under 10 minutes with all set-up.
-Corpus: 249 State of the Union speeches (roots and contexts) and 10K Wikipedia leads (contexts).
+Corpus: the 138 State of the Union speeches since 1900 (roots and contexts), 2,500 Wikipedia leads (contexts).
 
 The thresholds are small-scale ones. The paper's alpha 2.0 and epsilon 0.4 are for hundreds of millions of
-chunks; on a corpus of ten thousand they accept next to nothing. Here alpha is 1.0 and epsilon is set each
+chunks; on a corpus of six thousand they accept next to nothing. Here alpha is 1.0 and epsilon is set each
 round such that at most 0.5% of random contexts would pass.
 """
 
@@ -39,8 +39,9 @@ def get_config() -> ConfigDict:
           # Where documents come from. kind: jsonl, parquet, text (files) or tfds; the fields of a record
           # that hold id and text; split is for tfds only.
           "sources": (
-              {"name": "sotu", "kind": "text", "path": "material/sotu", "id_field": "", "text_field": "", "split": ""},
-              {"name": "wiki", "kind": "jsonl", "path": "material/wiki.jsonl", "id_field": "id",
+              {"name": "sotu", "kind": "text", "path": "material/sotu/[12][90]*.txt", "id_field": "",
+               "text_field": "", "split": ""},
+              {"name": "wiki", "kind": "jsonl", "path": "material/wiki-sample.jsonl", "id_field": "id",
                "text_field": "text", "split": ""},
           ),
           # Sources that give root documents; () means all.
@@ -72,7 +73,7 @@ def get_config() -> ConfigDict:
       },
       "screening": {
           # Root documents screened each round, none twice.
-          "roots_per_round": 20,
+          "roots_per_round": 10,
           # A root is at most so many tokens; of a longer document one window is read.
           "root_tokens": 256,
           # Shorter documents are no roots.
@@ -82,7 +83,7 @@ def get_config() -> ConfigDict:
           # Anchor: entropy > mean + alpha * std of its root (paper: 2.0).
           "alpha": 1.0,
           # Of more anchors in a root the most uncertain ones are kept.
-          "max_anchors_per_root": 12,
+          "max_anchors_per_root": 10,
           # The query is the text of tokens [t - w, t + w) around an anchor t.
           "query_window": 16,
           # Chunks retrieved for an anchor (paper: 32).
@@ -90,7 +91,7 @@ def get_config() -> ConfigDict:
           # A chunk that shares so long a run of tokens with a query window is a near-copy, never a candidate.
           "near_copy_ngram": 13,
           # Random chunks verified for each root, for comparison; never used as context.
-          "control_chunks": 6,
+          "control_chunks": 3,
           # A context is accepted if it lowers the entropy by more than this share (paper: 0.4). None: from control.
           "epsilon": placeholder(float),
           # Each round, the smallest epsilon at which at most this share of random contexts passes.
@@ -107,9 +108,9 @@ def get_config() -> ConfigDict:
           # Scoring rows are padded to multiples of it.
           "bucket_multiple": 128,
           # Padded tokens that a device scores at once.
-          "tokens_per_batch": 3072,
+          "tokens_per_batch": 1536,
           # Roots that go through scan, retrieval and verification together; a restart repeats at most one such shard.
-          "roots_per_shard": 5,
+          "roots_per_shard": 4,
       },
       "synthesis": {
           # Tokens of a training sequence, exactly (paper: 131,072).
@@ -119,13 +120,13 @@ def get_config() -> ConfigDict:
       },
       "training": {
           # Optimizer steps a round.
-          "steps_per_round": 6,
+          "steps_per_round": 3,
           # Sequences a step.
           "batch_size": 1,
           # Microbatches that a step adds up.
           "accumulation": 1,
           # Learning rate after warm-up.
-          "peak_learning_rate": 4e-5,
+          "peak_learning_rate": 1e-4,
           # Share of the schedule that warms up; then cosine to 0.
           "warmup_fraction": 0.2,
           # run: one schedule over all rounds, optimizer state carried on; round: both restart each round.
@@ -141,7 +142,7 @@ def get_config() -> ConfigDict:
           # Recompute activations in the backward pass.
           "remat": True,
           # Steps between checkpoints; the end of a round is always one.
-          "checkpoint_every": 3,
+          "checkpoint_every": 2,
           # Newest checkpoints kept.
           "keep_checkpoints": 2,
       },

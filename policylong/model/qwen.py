@@ -10,6 +10,7 @@ V vocabulary, L layers.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -233,8 +234,30 @@ def rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"], eps: float) -> 
 
 
 def _matmul(letters: str, x: Array, weight: nnx.Param) -> Array:
-  """Inputs in x's dtype, sums and result in float32."""
-  return jnp.einsum(letters, x, weight[...].astype(x.dtype), preferred_element_type=jnp.float32)
+  """Inputs in x's dtype, sums and result in float32; the gradient's products take inputs in x's dtype too."""
+  return _product(letters, x, weight[...].astype(x.dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(letters: str, x: Array, weight: Array) -> Array:
+  return jnp.einsum(letters, x, weight, preferred_element_type=jnp.float32)
+
+
+def _product_forward(letters, x, weight):
+  return _product(letters, x, weight), (x, weight)
+
+
+def _product_backward(letters, residuals, cotangent):
+  """The result's float32 cotangent would pull both products up to float32: at bfloat16 three times slower."""
+  x, weight = residuals
+  (of_x, of_weight), of_out = letters.split("->")[0].split(","), letters.split("->")[1]
+  cotangent = cotangent.astype(x.dtype)
+  dx = jnp.einsum(f"{of_out},{of_weight}->{of_x}", cotangent, weight, preferred_element_type=jnp.float32)
+  dw = jnp.einsum(f"{of_x},{of_out}->{of_weight}", x, cotangent, preferred_element_type=jnp.float32)
+  return dx.astype(x.dtype), dw.astype(weight.dtype)
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 def hidden_states(params: Params, config: ModelConfig, tokens: Int[Array, "B S"], *,

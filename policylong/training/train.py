@@ -161,6 +161,8 @@ class Trainer:
         pending = None
         self._save(step, state, batches)
         report.restart_clock()
+    # The caller will mark the round as done: its checkpoint must be whole by then.
+    self._checkpoints.wait()
     return state
 
   def _settle(self, step: int, metrics: Metrics, report: "_Report", log: MetricsLog, bar: tqdm) -> None:

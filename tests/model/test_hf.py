@@ -106,6 +106,16 @@ def test_tables_of_rope_and_a_copy_of_a_tied_head_are_left_aside(models, tmp_pat
   assert "head" not in load(path)
 
 
+def test_a_bare_decoder_whose_names_lack_their_prefix_is_the_same_model(models, tmp_path):
+  """Qwen3-Embedding's checkpoints are written like that."""
+  def strip(weights):
+    for name in list(weights):
+      weights[name.removeprefix("model.")] = weights.pop(name)
+  whole = checkpoints.write_hf(models, "qwen2_tied", tmp_path / "whole")
+  bare = checkpoints.write_hf(models, "qwen2_tied", tmp_path / "bare", strip)
+  jax.tree.map(np.testing.assert_array_equal, load(whole), load(bare))
+
+
 def _broken_weights(weights, how, name, array=None):
   match how:
     case "missing":
