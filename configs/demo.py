@@ -59,7 +59,7 @@ def get_config() -> ConfigDict:
           # Expected sha256 of its weight file; "" does not check.
           "embedder_sha256": MINILM_SHA256,
           # Longer texts are cut to so many tokens.
-          "embedder_max_tokens": 128,
+          "embedder_max_tokens": 96,
           # Texts embedded at once.
           "embedder_batch": 8,
           # What a query asks for; used by qwen3 only.
@@ -73,11 +73,11 @@ def get_config() -> ConfigDict:
       },
       "screening": {
           # Root documents screened each round, none twice.
-          "roots_per_round": 10,
+          "roots_per_round": 9,
           # A root is at most so many tokens; of a longer document one window is read.
-          "root_tokens": 256,
+          "root_tokens": 192,
           # Shorter documents are no roots.
-          "min_root_tokens": 128,
+          "min_root_tokens": 96,
           # Tokens at the start of a root that are never anchors: they have too little left context.
           "skip_tokens": 16,
           # Anchor: entropy > mean + alpha * std of its root (paper: 2.0).
@@ -104,13 +104,13 @@ def get_config() -> ConfigDict:
           # Negatives ranked for each positive; a sequence takes as many as it has room for.
           "negatives_per_positive": 24,
           # A chunk is cut to so many tokens.
-          "max_chunk_tokens": 512,
+          "max_chunk_tokens": 384,
           # Scoring rows are padded to multiples of it.
           "bucket_multiple": 128,
           # Padded tokens that a device scores at once.
           "tokens_per_batch": 1536,
           # Roots that go through scan, retrieval and verification together; a restart repeats at most one such shard.
-          "roots_per_shard": 4,
+          "roots_per_shard": 3,
       },
       "synthesis": {
           # Tokens of a training sequence, exactly (paper: 131,072).
@@ -120,7 +120,7 @@ def get_config() -> ConfigDict:
       },
       "training": {
           # Optimizer steps a round.
-          "steps_per_round": 3,
+          "steps_per_round": 2,
           # Sequences a step.
           "batch_size": 1,
           # Microbatches that a step adds up.

@@ -39,11 +39,13 @@ def peak_flops(devices: Sequence[jax.Device]) -> float | None:
 @functools.cache
 def _measured_cpu_flops(size: int = 1024, seconds: float = 0.3) -> float:
   """The best rate of a [size, size] bf16 matmul within about `seconds`, on an otherwise idle machine."""
-  matmul = jax.jit(jnp.matmul, device=jax.local_devices(backend="cpu")[0])
-  x = jnp.ones((size, size), jnp.bfloat16)
-  matmul(x, x).block_until_ready()
+  # Sums in float32, and two different operands: otherwise XLA's CPU compiler does not take its fast kernel.
+  matmul = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32),
+                   device=jax.local_devices(backend="cpu")[0])
+  x, y = jnp.ones((size, size), jnp.bfloat16), jnp.full((size, size), 2, jnp.bfloat16)
+  matmul(x, y).block_until_ready()
   fastest, end = float("inf"), time.perf_counter() + seconds
   while (start := time.perf_counter()) < end:
-    matmul(x, x).block_until_ready()
+    matmul(x, y).block_until_ready()
     fastest = min(fastest, time.perf_counter() - start)
   return 2 * size**3 / fastest

@@ -1,0 +1,36 @@
+"""The other side of benchmarks/scoring.py; runs in an environment with torch and without this package.
+
+Reads the tokens (JSON) from the first line of standard input, then scores them once for each further line.
+"""
+
+import json
+import os
+import sys
+import time
+
+import torch
+import transformers
+
+
+@torch.inference_mode()
+def score(model, tokens):
+  """Mean entropy and nll, as one writes it: float32 log-softmax of all logits."""
+  logp = torch.log_softmax(model(tokens).logits[:, :-1].float(), dim=-1)
+  entropy = -(logp.exp() * logp).sum(-1)
+  nll = -logp.gather(-1, tokens[:, 1:, None]).squeeze(-1)
+  return float(entropy.mean()), float(nll.mean())
+
+
+def main():
+  path = sys.argv[1]
+  model = transformers.AutoModelForCausalLM.from_pretrained(
+      os.path.dirname(path) or ".", gguf_file=os.path.basename(path), dtype=torch.bfloat16).eval()
+  tokens = torch.tensor(json.loads(sys.stdin.readline()))
+  for _ in sys.stdin:
+    start = time.perf_counter()
+    entropy, nll = score(model, tokens)
+    print(json.dumps({"seconds": time.perf_counter() - start, "entropy": entropy, "nll": nll}), flush=True)
+
+
+if __name__ == "__main__":
+  main()
