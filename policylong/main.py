@@ -4,6 +4,7 @@ Any field of the config can be overridden: --config.screening.alpha=1.5
 """
 
 import logging
+import pathlib
 import sys
 
 from absl import flags
@@ -25,9 +26,14 @@ def _parse_flags() -> None:
     for flag in (_CONFIG, _WORKDIR):
       if flag.value is None:
         raise flags.Error(f"--{flag.name} is missing")
+    file = config_flags.get_config_filename(flags.FLAGS["config"])
+    if not pathlib.Path(file).exists():
+      raise flags.Error(f"--config is {file}, and no such file exists")
+    _CONFIG.value.to_dict()  # a file that cannot be read is only told of when it is used
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-    sentence = str(error).strip().splitlines()[0].strip("'\"")
-    print(f"usage error: {sentence}; see --help", file=sys.stderr)
+    # A KeyError's str() is its repr, and some of these messages hold another's.
+    sentence = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
+    print(f"usage error: {sentence} (see --help)", file=sys.stderr)
     sys.exit(2)
 
 
