@@ -53,7 +53,7 @@ def test_a_missing_model_is_named(config, tmp_path):
 def test_a_wrong_hash_is_told_with_both(config, tmp_path):
   config.model.sha256 = "0" * 64
   sentence = refusal(config, tmp_path / "run")
-  assert "0" * 64 in sentence and "model.safetensors" in sentence
+  assert "0" * 64 in sentence and str(config.model.path) in sentence
 
 
 def test_a_truncated_weight_file_is_named(config, folder, tmp_path):
@@ -90,7 +90,7 @@ def test_more_leaves_than_chunks_is_told_with_both_numbers(config, tmp_path):
 def test_a_corpus_without_a_single_good_record_is_refused(config, tmp_path):
   _talks(config, tmp_path, [b"not json", b'{"id": 1}', b'{"id": 2, "text": "\xff"}'])
   sentence = refusal(config, tmp_path / "run")
-  assert "no" in sentence and "bad.jsonl" in sentence
+  assert "the corpus is empty" in sentence and "1 not JSON, 1 text missing, 1 invalid UTF-8" in sentence
 
 
 def test_too_few_documents_for_the_rounds_is_told_with_both_numbers_before_the_first_round(config, tmp_path):
@@ -154,4 +154,4 @@ def test_a_contradiction_in_the_config_exits_1_with_one_sentence(folder, tmp_pat
 def test_every_command_has_help(module):
   result = subprocess.run([sys.executable, "-m", f"policylong.{module}", "--help"], capture_output=True, text=True,
                           cwd=REPOSITORY)
-  assert result.returncode == 0 and "policylong" in result.stdout
+  assert result.returncode == 0 and ("usage:" in result.stdout or "--config" in result.stdout)

@@ -138,9 +138,11 @@ def assert_same_step(found, wanted):
   for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(other.params)):
     difference = np.abs(np.asarray(a) - np.asarray(b))
     assert (difference > 1e-4).mean() < 1e-3 and difference.max() < 2.1e-2
+  # Moments are linear in the gradient (and its square), which sums a float32 term for each token: in another
+  # order the sum differs by about sqrt(tokens) roundings of terms of the size of the largest gradients.
+  rounding = TOKENS.size**0.5 * 2**-23
   for a, b in zip(jax.tree.leaves(state.opt_state), jax.tree.leaves(other.opt_state)):
-    # moments are linear in the gradient (and its square): float32 sums in another order
-    np.testing.assert_allclose(a, b, atol=1e-6 * max(1e-3, float(np.abs(b).max())))
+    np.testing.assert_allclose(a, b, atol=rounding * max(1e-3, float(np.abs(b).max())))
 
 
 @pytest.mark.parametrize("accumulation", [4])
