@@ -31,7 +31,7 @@ ROWS, LENGTH = 4, 512
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--torch-python", required=True, help="the interpreter of the torch environment")
-  parser.add_argument("--turns", type=int, default=5, help="times that each side is measured (default: 5)")
+  parser.add_argument("--turns", type=int, default=10, help="times that each side is measured (default: 10)")
   parser.add_argument("--json", help="also write the numbers to this file")
   arguments = parser.parse_args()
 
@@ -47,9 +47,11 @@ def main():
     ask(torch)
     scorer.traces(tokens)  # compiles
     for _ in range(arguments.turns):
+      time.sleep(1)  # torch's and XLA's threads go on spinning for a while after their work
       answer = ask(torch)
       seconds["torch"].append(answer["seconds"])
       theirs = answer
+      time.sleep(1)
       start = time.perf_counter()
       ours = scorer.traces(tokens)
       seconds["ours"].append(time.perf_counter() - start)
