@@ -57,7 +57,7 @@ def test_every_table_sequence_and_marker_has_the_same_bytes(runs, pattern):
 
 def _leaves(folder):
   import orbax.checkpoint as ocp
-  (last,) = [path for path in [max((folder / "checkpoints").glob("[0-9]*"), key=lambda p: int(p.name))]]
+  last = max((folder / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
   tree = ocp.PyTreeCheckpointer().restore(last / "state")
   import jax
   return int(last.name), {jax.tree_util.keystr(path): np.asarray(leaf)

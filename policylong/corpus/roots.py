@@ -1,6 +1,5 @@
 """Which documents are the roots of a round, and which of their tokens the policy reads."""
 
-import hashlib
 import itertools
 from collections.abc import Sequence
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from policylong.corpus.store import Corpus
 from policylong.errors import UserError
+from policylong.randomness import generator
 from policylong.records import Root
 
 # Characters read at first for each token wanted; English has about 4.5. Too few cost a second try.
@@ -31,7 +31,7 @@ def sample_documents(corpus: Corpus, *, seed: int, round_index: int, count: int,
   if last > total:
     raise UserError(f"{round_index} rounds of screening.roots_per_round = {count} need {last} root documents, "
                     f"but the corpus holds {total} ({', '.join(names)}): lower one of them or add documents")
-  places = _generator(seed, "sample").permutation(total)[last - count:last]
+  places = generator(seed, "sample").permutation(total)[last - count:last]
   part = np.searchsorted(firsts, places, side="right") - 1
   return [rows[i].start + int(place - firsts[i]) for i, place in zip(part, places)]
 
@@ -54,7 +54,7 @@ def root_span(corpus: Corpus, tokenizer, document: int, *, root_tokens: int, min
   start = 0
   if len(tokens) > root_tokens:
     starts = corpus.chunk_starts(document)
-    for candidate in _generator(seed, "root", record.id).permutation(starts).tolist():
+    for candidate in generator(seed, "root", record.id).permutation(starts).tolist():
       found, found_ends = _first_tokens(tokenizer, text, candidate, root_tokens)
       if len(found) >= root_tokens:
         start, tokens, ends = candidate, found, found_ends
@@ -114,9 +114,3 @@ def _tokenize(tokenizer, text: str) -> tuple[np.ndarray, np.ndarray]:
   if len(ends):
     ends[-1] = len(text)
   return tokens, ends
-
-
-def _generator(seed: int, *purpose: str) -> np.random.Generator:
-  """Random numbers for one purpose, the same in every process."""
-  digest = hashlib.sha256("/".join([str(seed), *purpose]).encode()).digest()
-  return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16])))

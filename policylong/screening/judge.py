@@ -41,8 +41,7 @@ def _best_control(scores: pa.Table) -> np.ndarray:
   """f64[rows]: the best gain of a control at the row's anchor; -inf where there is none."""
   control = scores.filter(pc.equal(scores["kind"], "control")).group_by(["doc_id", "position"])
   best = control.aggregate([("gain", "max")]).to_pydict()
-  table = {key: gain for *key_parts, gain in zip(best["doc_id"], best["position"], best["gain_max"])
-           for key in [tuple(key_parts)]}
+  table = dict(zip(zip(best["doc_id"], best["position"]), best["gain_max"]))
   keys = zip(scores["doc_id"].to_pylist(), scores["position"].to_pylist())
   return np.array([table.get(key, -np.inf) for key in keys])
 

@@ -1,12 +1,12 @@
 """The host's half of screening: queries, candidates, the random control, hard negatives."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from policylong import config as config_lib
 from policylong.corpus.store import Corpus
+from policylong.randomness import generator
 from policylong.records import Anchor, Candidate, EntropyTrace, Negative, Positive, Root
 from policylong.retrieval.embedders import Embedder
 from policylong.retrieval.index import VectorIndex
@@ -92,21 +92,16 @@ class Retriever:
     """A source of random chunks of other documents: (root's doc id, n) -> n chunk ids, always the same."""
     def draw(doc_id: str, n: int) -> list[str]:
       document = self._corpus.document_index(doc_id)
-      rows = self._generator("filler", round_index, doc_id).integers(self._corpus.num_chunks, size=20 * n)
+      rows = generator(self._seed, "filler", round_index, doc_id).integers(self._corpus.num_chunks, size=20 * n)
       others = [int(row) for row in dict.fromkeys(rows) if self._corpus.chunk_document[row] != document]
       return [self._corpus.chunk(row).id for row in others[:n]]
     return draw
 
-  def _generator(self, purpose: str, round_index: int, doc_id: str) -> np.random.Generator:
-    """The generator of one purpose, round and root: the same whenever and wherever it is asked."""
-    key = f"{self._seed}/{purpose}/{round_index}/{doc_id}".encode()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(hashlib.sha256(key).digest()[:16])))
-
   def _control(self, round_index, root, document, taken, number, copies) -> list[Candidate]:
     """Random chunks that no anchor asked for: what any context at all would do."""
-    generator = self._generator("control", round_index, root.doc_id)
+    numbers = generator(self._seed, "control", round_index, root.doc_id)
     control: list[Candidate] = []
-    for row in generator.integers(self._corpus.num_chunks, size=20 * self._config.control_chunks):
+    for row in numbers.integers(self._corpus.num_chunks, size=20 * self._config.control_chunks):
       if len(control) == self._config.control_chunks:
         break
       chunk_id = self._corpus.chunk(int(row)).id

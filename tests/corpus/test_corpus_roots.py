@@ -164,11 +164,12 @@ def test_pieces_of_a_tokenizer_that_drops_white_space(material):
 
 def test_another_process_draws_the_same(speeches, tokenizer, tmp_path):
   """Python's own hash() differs between processes; ours must not."""
-  code = ("import pathlib, numpy as np; from policylong.corpus.roots import _generator, sample_documents\n"
+  code = ("import pathlib, numpy as np; from policylong.corpus.roots import sample_documents\n"
+          "from policylong.randomness import generator\n"
           "from policylong.corpus.store import Corpus\n"
           f"corpus = Corpus(pathlib.Path({str(speeches._directory)!r}))\n"
           "print(sample_documents(corpus, seed=5, round_index=1, count=4, sources=()),"
-          " _generator(5, 'root', 'x').permutation(9).tolist())")
+          " generator(5, 'root', 'x').permutation(9).tolist())")
   outputs = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                             env={"PYTHONHASHSEED": seed, "PYTHONPATH": "."}).stdout for seed in "12"}
   assert len(outputs) == 1 and outputs.pop().startswith(
