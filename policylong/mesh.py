@@ -80,3 +80,15 @@ def constrain(x: jax.Array, logical_axes: Sequence[str | None]) -> jax.Array:
   if mesh.empty or any(kind != AxisType.Auto for kind in mesh.axis_types):
     return x
   return jax.lax.with_sharding_constraint(x, partition_spec(logical_axes))
+
+
+def platform() -> str:
+  """What computes the program being traced: "cpu", "gpu" or "tpu"; also if it is compiled for devices elsewhere."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
+
+
+def varying_as(x: jax.Array, *others: jax.Array) -> jax.Array:
+  """Inside `jax.shard_map`: marks x as differing between devices wherever one of the others does."""
+  axes = frozenset().union(*(jax.typeof(other).mat.varying for other in others)) - jax.typeof(x).mat.varying
+  return jax.lax.pcast(x, tuple(sorted(axes)), to="varying") if axes else x

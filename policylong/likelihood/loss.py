@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from policylong import mesh as meshes
 from policylong.elementwise import cast, exp
 from policylong.likelihood import streaming
 
@@ -25,7 +26,7 @@ def nll(hidden: jax.Array, output_matrix: jax.Array, targets: jax.Array, token_b
         axis_name: str | None) -> jax.Array:
   """float32 [T] negative log-likelihoods in nats, differentiable in hidden and output_matrix."""
   # All alike inside shard_map: gradients are then summed over devices where, and only where, they must be.
-  hidden, output_matrix = (streaming.varying_as(x, hidden, output_matrix, targets)
+  hidden, output_matrix = (meshes.varying_as(x, hidden, output_matrix, targets)
                            for x in (hidden, output_matrix))
   return _nll(hidden, output_matrix, targets, token_block, vocab_block, axis_name)
 
@@ -58,7 +59,7 @@ def _backward(token_block, vocab_block, axis_name, residuals, cotangent):
     return d_hidden, d_matrix
 
   carry = (jnp.zeros((blocks, size, D), jnp.float32), jnp.zeros_like(output_matrix))
-  carry = tuple(streaming.varying_as(x, hidden, output_matrix, cotangent) for x in carry)
+  carry = tuple(meshes.varying_as(x, hidden, output_matrix, cotangent) for x in carry)
   full = V // vocab_block
   if full:
     carry, _ = lax.scan(lambda c, i: (add_rows(c, i * vocab_block, vocab_block), None), carry,
@@ -88,7 +89,7 @@ def _rows_gradient(stacked, d_hidden, rows, start):
                            precision=precision)
     return (d_hidden, d_rows_t), None
 
-  d_rows_t = streaming.varying_as(jnp.zeros(rows.shape[::-1], jnp.float32), d_hidden)
+  d_rows_t = meshes.varying_as(jnp.zeros(rows.shape[::-1], jnp.float32), d_hidden)
   d_hidden, d_rows_t = lax.scan(step, (d_hidden, d_rows_t), jnp.arange(d_hidden.shape[0]))[0]
   return d_hidden, d_rows_t.T
 

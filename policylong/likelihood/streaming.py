@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from policylong import mesh as meshes
 from policylong.elementwise import exp
 
 # A tile of 512 x 2048 float32 logits is 4 MB, the second-level cache of two cores: there the product runs
@@ -111,10 +112,10 @@ def _block_statistics(hidden, targets, output_matrix, vocab_block):
     picked = _pick(logits, targets - index * vocab_block)
     return (_update(statistics, logits, lanes), target_logit + picked), None
 
-  parts, target_logit = [], varying_as(jnp.zeros(T), hidden, output_matrix, targets)
+  parts, target_logit = [], meshes.varying_as(jnp.zeros(T), hidden, output_matrix, targets)
   if full:
     empty = Statistics(jnp.full((T, lanes), _LOWEST), jnp.zeros((T, lanes)), jnp.zeros((T, lanes)))
-    empty = jax.tree.map(lambda x: varying_as(x, target_logit), empty)
+    empty = jax.tree.map(lambda x: meshes.varying_as(x, target_logit), empty)
     (statistics, target_logit), _ = lax.scan(step, (empty, target_logit), jnp.arange(full))
     parts.append(statistics)
   if V % vocab_block:
@@ -172,9 +173,3 @@ def _pick(logits: jax.Array, columns: jax.Array) -> jax.Array:
 def local_targets(targets: jax.Array, output_matrix: jax.Array, axis_name: str | None) -> jax.Array:
   """Targets as row numbers of this device's share of the matrix; outside it where another has the row."""
   return targets if axis_name is None else targets - lax.axis_index(axis_name) * output_matrix.shape[0]
-
-
-def varying_as(x: jax.Array, *others: jax.Array) -> jax.Array:
-  """Inside `jax.shard_map`: marks x as differing between devices wherever one of the others does."""
-  axes = frozenset().union(*(jax.typeof(other).mat.varying for other in others)) - jax.typeof(x).mat.varying
-  return lax.pcast(x, tuple(sorted(axes)), to="varying") if axes else x

@@ -13,7 +13,7 @@ from policylong.attention import attention as any_attention
 from policylong.attention import blockwise
 from policylong.errors import UserError
 
-IMPLEMENTATIONS = ["blockwise", "reference"]
+IMPLEMENTATIONS = ["blockwise", "reference", "splash"]
 HEADS = [(2, 2), (3, 1), (8, 2), (8, 1)]  # query heads, key/value heads
 
 
@@ -91,11 +91,13 @@ def test_agrees_with_float64(implementation, heads, kind):
   (1, 128, "causal"), (1, 128, "packed and shuffled"), (64, 16, "causal"), (64, 16, "packed"),
   (129, 128, "causal"), (65, 16, "shuffled positions"), (65, 16, "repeated positions"),
   (129, 32, "packed and shuffled"), (1100, None, "packed")])
-def test_any_length_and_block(S, block, kind):
+def test_any_length_and_block(S, block, kind, monkeypatch):
+  if block:
+    monkeypatch.setattr(blockwise, "SHORT_BLOCK", block)
   arrays = random_case(1, S, 3, 1, 8)
   positions, segment_ids = masks(kind, 1, S)
-  values = with_gradients(lambda q, k, v: blockwise.attention(q, k, v, positions, segment_ids, block=block),
-                          *arrays)
+  values = with_gradients(lambda q, k, v: any_attention(
+      q, k, v, positions=positions, segment_ids=segment_ids, implementation="blockwise"), *arrays)
   assert_matches(values, float64_attention(*arrays, positions, segment_ids))
 
 
@@ -195,7 +197,7 @@ def test_memory_is_linear_in_the_length():
 
 def test_an_unknown_implementation_is_refused_by_name():
   q, k, v, _ = random_case(1, 4, 2, 1, 8)
-  with pytest.raises(UserError, match=r"'flash' does not exist: use one of blockwise, reference"):
+  with pytest.raises(UserError, match=r"'flash' does not exist: use one of blockwise, reference, splash, cudnn"):
     any_attention(q, k, v, implementation="flash")
 
 
