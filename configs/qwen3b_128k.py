@@ -140,8 +140,11 @@ def get_config() -> ConfigDict:
           "clip_norm": 1.0,
           # Weights and activations in the forward and backward pass; the master copy is float32.
           "compute_dtype": "bfloat16",
-          # Recompute activations in the backward pass.
-          "remat": True,
+          # What the forward pass keeps of a layer for the backward pass: "none" is recomputed (keep all), all but the
+          # "attention", or the "full" layer.
+          "remat": "attention",
+          # How attention reaches the tokens of other devices of mesh.context: "gather" or "ring".
+          "context_attention": "gather",
           # Steps between checkpoints; the end of a round is always one.
           "checkpoint_every": 50,
           # Newest checkpoints kept.

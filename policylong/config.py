@@ -171,7 +171,8 @@ class Training:
   weight_decay: float
   clip_norm: float
   compute_dtype: str
-  remat: bool
+  remat: str
+  context_attention: str
   checkpoint_every: int
   keep_checkpoints: int
 
@@ -184,6 +185,8 @@ class Training:
                         f"training.accumulation = {self.accumulation}")
     _one_of("training.schedule", self.schedule, ("run", "round"))
     _one_of("training.compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
+    _one_of("training.remat", self.remat, ("none", "attention", "full"))
+    _one_of("training.context_attention", self.context_attention, ("gather", "ring"))
     _between("training.warmup_fraction", self.warmup_fraction, 0.0, 1.0)
     for name in ("adam_b1", "adam_b2"):
       _between(f"training.{name}", getattr(self, name), 0.0, 1.0)
@@ -243,8 +246,12 @@ class Config:
       raise ConfigError(f"synthesis.sequence_length is {length}: it must be more than "
                         f"screening.root_tokens = {root}, to leave room for contexts")
     context = self.mesh.context
-    if context > 0 and length % context:
-      raise ConfigError(f"synthesis.sequence_length is {length}, not divisible by mesh.context = {context}")
+    if context > 1 and length % (2 * context):
+      raise ConfigError(f"synthesis.sequence_length is {length}, not divisible by {2 * context}: at mesh.context = "
+                        f"{context} each device takes two equal chunks of it")
+    if context == 1 and self.training.context_attention == "ring":
+      raise ConfigError("training.context_attention is 'ring' but mesh.context is 1: use 'gather', or a mesh.context "
+                        "of 2 or more")
     rows = self.mesh.data * self.mesh.fsdp
     micro = self.training.batch_size // self.training.accumulation
     if rows > 0 and micro % rows:

@@ -82,6 +82,14 @@ def constrain(x: jax.Array, logical_axes: Sequence[str | None]) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, partition_spec(logical_axes))
 
 
+def current() -> jax.sharding.AbstractMesh | None:
+  """The mesh of `jax.set_mesh`, if arrays lie on several devices by `RULES`; None inside `jax.shard_map`, too."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.size > 1 and mesh.axis_names == AXES and set(mesh.axis_types) == {AxisType.Auto}:
+    return mesh
+  return None
+
+
 def platform() -> str:
   """What computes the program being traced: "cpu", "gpu" or "tpu"; also if it is compiled for devices elsewhere."""
   device = jax.sharding.get_abstract_mesh().abstract_device

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from policylong import mesh as meshes
@@ -82,15 +82,13 @@ def attention(
     ValueError: shapes that do not fit together.
   """
   _check_shapes(q, k, v, positions, segment_ids)
-  mesh = jax.sharding.get_abstract_mesh()
-  # Inside shard_map, and under a mesh of others' axes, arrays are taken as they are.
-  ours = mesh.size > 1 and set(meshes.AXES) <= set(mesh.axis_names) and set(mesh.axis_types) == {AxisType.Auto}
-  context = _checked_context(context, q.shape[1], mesh.shape["context"] if ours else 1, positions)
+  mesh = meshes.current()
+  context = _checked_context(context, q.shape[1], mesh.shape["context"] if mesh else 1, positions)
   implementation = _choose(implementation, q, positions, segment_ids, context)
   if implementation == "cudnn":
-    run = _on_mesh(cudnn.attention, "qkk", "q") if ours else cudnn.attention
+    run = _on_mesh(cudnn.attention, "qkk", "q") if mesh else cudnn.attention
     return run(q, k, v)
-  return _attention(q, k, v, _Segments(positions, segment_ids), _How(implementation, context, ours))
+  return _attention(q, k, v, _Segments(positions, segment_ids), _How(implementation, context, mesh is not None))
 
 
 # The derivative stands outside of shard_map: so the two named values are the whole arrays, which a remat policy

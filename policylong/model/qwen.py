@@ -12,7 +12,7 @@ V vocabulary, L layers.
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from policylong import mesh as meshes
+from policylong.attention.api import CHECKPOINT_NAME as ATTENDED
 from policylong.attention.api import attention
 from policylong.errors import UserError
 from policylong.model import rope
@@ -157,6 +158,12 @@ def _initial(weight: Weight, dtype: jnp.dtype, key: jax.Array) -> jax.Array:
   return jnp.full(weight.shape, 1.0 if weight.init == "ones" else 0.0, dtype)
 
 
+class AttentionChoice(NamedTuple):
+  """How the layers attend, see `policylong.attention.api.attention`."""
+  context: str | None
+  implementation: str | None
+
+
 class Layer(nnx.Module):
   """One decoder layer: grouped-query attention, then a gated MLP, each on a normalised residual."""
 
@@ -165,8 +172,8 @@ class Layer(nnx.Module):
     for name, value in weights.items():
       setattr(self, name, nnx.Param(value))
 
-  def __call__(self, x: Float[Array, "B S D"], cos: Array, sin: Array, positions: Int[Array, "B S"] | None,
-               segment_ids: Int[Array, "B S"] | None, attention_implementation: str | None) -> Float[Array, "B S D"]:
+  def __call__(self, x: Float[Array, "B S D"], cos: Array, sin: Array, segment_ids: Int[Array, "B S"] | None,
+               how: "AttentionChoice") -> Float[Array, "B S D"]:
     """The residual stream after this layer, in x's dtype."""
     eps = self.config.norm_eps
     with jax.named_scope("attention"):
@@ -177,8 +184,7 @@ class Layer(nnx.Module):
       q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
       q, k, v = (meshes.constrain(t.astype(x.dtype), ("batch", "sequence", axis, "head_dim"))
                  for t, axis in ((q, "heads"), (k, "kv_heads"), (v, "kv_heads")))
-      mixed = attention(q, k, v, positions=positions, segment_ids=segment_ids,
-                        implementation=attention_implementation)
+      mixed = attention(q, k, v, segment_ids=segment_ids, context=how.context, implementation=how.implementation)
       x = self._add(x, _matmul("bsnh,nhd->bsd", mixed, self.out))
     with jax.named_scope("mlp"):
       h = rms_norm(x, self.mlp_norm[...], eps).astype(x.dtype)
@@ -206,25 +212,47 @@ class Decoder(nnx.Module):
       self.head = nnx.Param(params["head"])
 
   def __call__(self, tokens: Int[Array, "B S"], *, positions: Int[Array, "B S"] | None = None,
-               segment_ids: Int[Array, "B S"] | None = None, compute_dtype: jnp.dtype, remat: bool = False,
-               attention_implementation: str | None = None) -> Float[Array, "B S D"]:
+               segment_ids: Int[Array, "B S"] | None = None, compute_dtype: jnp.dtype, remat: str = "none",
+               how: "AttentionChoice") -> Float[Array, "B S D"]:
     """See `hidden_states`."""
     config = self.config
     placed = jnp.arange(tokens.shape[1])[None] if positions is None else positions
     cos, sin = rope.rotation(placed, config.head_dim, config.rope_theta, config.yarn)
     with jax.named_scope("embed"):
-      # whole rows before the lookup: else XLA looks up columns and cannot bring them back to the tokens' devices
-      table = meshes.constrain(self.embedding[...], ("vocab", None))
-      x = meshes.constrain(table[tokens].astype(compute_dtype), ("batch", "sequence", None))
+      x = meshes.constrain(embed(self.embedding[...], tokens).astype(compute_dtype), ("batch", "sequence", None))
     structure, stacked = nnx.split(self.layers)
 
     def step(x: Array, weights: nnx.State) -> tuple[Array, None]:
       layer = nnx.merge(structure, weights)
-      return layer(x, cos, sin, positions, segment_ids, attention_implementation), None
+      return layer(x, cos, sin, segment_ids, how), None
 
-    # prevent_cse is for remat outside of loops; a scan keeps the two passes apart by itself
-    x, _ = lax.scan(jax.checkpoint(step, prevent_cse=False) if remat else step, x, stacked)
+    if remat != "none":
+      keep = (ATTENDED,) if remat == "attention" else ()
+      # prevent_cse is for remat outside of loops; a scan keeps the two passes apart by itself
+      step = jax.checkpoint(step, prevent_cse=False, policy=jax.checkpoint_policies.save_only_these_names(*keep))
+    x, _ = lax.scan(step, x, stacked)
     return rms_norm(x, self.final_norm[...], config.norm_eps).astype(compute_dtype)
+
+
+def embed(table: Float[Array, "V D"], tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
+  """table[tokens]. Over devices each looks up its own columns for everybody's tokens, which then change places.
+
+  So the table is never gathered, nor its gradient: at 128K tokens and 150,000 rows both are far larger than
+  what was looked up.
+  """
+  if meshes.current() is None:
+    return table[tokens]
+  axes = dict(meshes.RULES)["embed"]
+
+  def local(table, tokens):
+    everybody = lax.all_gather(tokens, axes) - lax.axis_index("tensor") * table.shape[0]
+    here = (everybody >= 0) & (everybody < table.shape[0])
+    columns = jnp.where(here[..., None], table[jnp.clip(everybody, 0, table.shape[0] - 1)], 0)
+    columns = lax.psum(columns, "tensor")
+    return lax.all_to_all(columns, axes, split_axis=0, concat_axis=3, tiled=True)[0]
+  spec = meshes.partition_spec
+  return jax.shard_map(local, in_specs=(spec(("vocab", "embed")), spec(("batch", "sequence"))),
+                       out_specs=spec(("batch", "sequence", None)))(table, tokens)
 
 
 def rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"], eps: float) -> Float[Array, "... D"]:
@@ -262,7 +290,7 @@ _product.defvjp(_product_forward, _product_backward)
 
 def hidden_states(params: Params, config: ModelConfig, tokens: Int[Array, "B S"], *,
                   positions: Int[Array, "B S"] | None = None, segment_ids: Int[Array, "B S"] | None = None,
-                  compute_dtype: jnp.dtype, remat: bool = False,
+                  compute_dtype: jnp.dtype, remat: str = "none", context: str | None = None,
                   attention_implementation: str | None = None) -> Float[Array, "B S D"]:
   """What the output matrix is applied to: the states after the final norm, in `compute_dtype`.
 
@@ -270,15 +298,19 @@ def hidden_states(params: Params, config: ModelConfig, tokens: Int[Array, "B S"]
     params: as `abstract_params` shapes them, in any float dtype; cast layer by layer.
     config: what the model is.
     tokens: token ids.
-    positions: positions for RoPE and the causal mask; None means 0 .. S-1.
+    positions: for RoPE, rising along each segment; None means 0 .. S-1. Who sees whom follows from the order of
+      the tokens.
     segment_ids: attention stays within equal ids; None means one segment a row.
     compute_dtype: of the matrix multiplications' inputs and the residual stream; norms, rotations and
       softmax are float32 in any case.
-    remat: recompute each layer in the backward pass instead of keeping its activations.
-    attention_implementation: see `policylong.attention.api.attention`.
+    remat: what the forward pass keeps of a layer for the backward pass: "none" is recomputed, all of it but
+      "attention"'s result, or the "full" layer from its input.
+    context: "gather" or "ring" where tokens lie in the zig-zag layout over the mesh's context axis, with
+      `positions` in that layout too; see `policylong.attention.api.attention`.
+    attention_implementation: see there.
   """
   return Decoder(config, params)(tokens, positions=positions, segment_ids=segment_ids, compute_dtype=compute_dtype,
-                                 remat=remat, attention_implementation=attention_implementation)
+                                 remat=remat, how=AttentionChoice(context, attention_implementation))
 
 
 def output_matrix(params: Params, config: ModelConfig) -> Float[Array, "V D"]:

@@ -17,6 +17,7 @@ from etils import epath
 from jax.sharding import NamedSharding
 
 from policylong.errors import UserError
+from policylong.training.step import Batch, make_batch
 
 # Passes over the sequences: more than any run makes. Without a number, Grain cannot batch by ones.
 _EPOCHS = 2**31
@@ -63,8 +64,8 @@ class _Sequences:
     return f"{self._paths[0]}{more}" if self._paths else "an empty list of files"
 
 
-class Batches(Iterator[jax.Array]):
-  """Endless iterator of int32[A, B, L] on the devices; each process reads the rows that its devices hold."""
+class Batches(Iterator[Batch]):
+  """Endless iterator of `Batch` on the devices; each process reads the rows that its devices hold."""
 
   def __init__(self, paths: Sequence[epath.PathLike], *, shape: tuple[int, int, int], sharding: NamedSharding,
                vocab_size: int, seed: int, round_index: int):
@@ -91,15 +92,17 @@ class Batches(Iterator[jax.Array]):
     self._iterator = read_shuffled(source, seed=fold_seed(seed, round_index), count=A * rows,
                                    share=self._first_row // rows, shares=B // rows)
 
-  def __next__(self) -> jax.Array:
+  def __next__(self) -> Batch:
     A, _, L = self._shape
-    local = next(self._iterator).reshape(A, -1, L)
+    local = make_batch(next(self._iterator).reshape(A, -1, L), self._sharding.mesh.shape["context"])
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
-      start, stop, _ = index[1].indices(self._shape[1])
-      return local[index[0], start - self._first_row:stop - self._first_row, index[2]]
+    def put(rows: np.ndarray) -> jax.Array:
+      def part(index: tuple[slice, ...]) -> np.ndarray:
+        start, stop, _ = index[1].indices(self._shape[1])
+        return rows[index[0], start - self._first_row:stop - self._first_row, index[2]]
+      return jax.make_array_from_callback(self._shape, self._sharding, part)
 
-    return jax.make_array_from_callback(self._shape, self._sharding, part)
+    return Batch(*map(put, local))
 
   def get_state(self) -> dict[str, Any]:
     """The position as JSON: batches given out, and which files they come from."""

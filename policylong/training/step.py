@@ -1,6 +1,7 @@
 """One training step: next-token loss on every token, gradients over microbatches, one update.
 
-Letters: A microbatches, B sequences of one microbatch, L tokens of a sequence, D model, V vocabulary.
+Letters: A microbatches, B sequences of one microbatch, L tokens of a sequence, D model, V vocabulary, C devices of
+the context axis.
 """
 
 import dataclasses
@@ -9,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -16,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from policylong import config as config_lib
 from policylong import mesh as meshes
+from policylong.attention.zigzag import zigzag
 from policylong.likelihood.api import next_token_loss
 from policylong.model.qwen import ModelConfig, Params, hidden_states, output_matrix
 from policylong.training.optimizer import learning_rate, make_optimizer, matrices
@@ -23,6 +26,14 @@ from policylong.training.state import TrainState, abstract_state, shardings
 
 # Logical axes of a step's tokens [A, B, L].
 TOKEN_AXES = (None, "batch", "sequence")
+# The target of a token that nothing follows.
+NO_TARGET = -1
+
+
+class Batch(NamedTuple):
+  """int32[A, B, L] each, along L in the zig-zag layout of the mesh's context axis: tokens, and what follows each."""
+  tokens: np.ndarray | jax.Array
+  targets: np.ndarray | jax.Array
 
 
 class Metrics(NamedTuple):
@@ -37,26 +48,52 @@ def token_sharding(mesh: jax.sharding.Mesh, shape: tuple[int, int, int]) -> Name
   return meshes.sharding(mesh, TOKEN_AXES, shape)
 
 
-def mean_loss(params: Params, model_config: ModelConfig, tokens: Int[Array, "B L"], *, compute_dtype: jnp.dtype,
-              remat: bool) -> Float[Array, ""]:
-  """Mean next-token loss (nats) of the L - 1 predictions of each sequence.
+def make_batch(tokens: np.ndarray, context: int) -> Batch:
+  """Sequences int32[..., L] as a step of a mesh with C = `context` takes them; on the host.
+
+  The last token has no target; it keeps its place, so that the length stays divisible by the context axis.
+  """
+  targets = np.concatenate([tokens[..., 1:], np.full_like(tokens[..., :1], NO_TARGET)], axis=-1)
+  return Batch(zigzag(tokens, context, -1), zigzag(targets, context, -1))
+
+
+def mean_loss(params: Params, model_config: ModelConfig, tokens: Int[Array, "B L"], targets: Int[Array, "B L"], *,
+              compute_dtype: jnp.dtype, remat: str, context: str | None) -> Float[Array, ""]:
+  """Mean next-token loss (nats) of the L - 1 predictions of each sequence, in the layout of `make_batch`.
 
   Attention is causal over the whole sequence, across the documents that it joins: that is what the
-  sequence is made for. The last token has no target; it keeps its place with weight 0, so that the
-  length stays divisible by the context axis.
+  sequence is made for.
   """
-  hidden = hidden_states(params, model_config, tokens, compute_dtype=compute_dtype, remat=remat)
-  # Whole along D once, before the loss's loop over blocks, and not once a block.
-  matrix = meshes.constrain(output_matrix(params, model_config).astype(compute_dtype), ("vocab", None))
-  targets = jnp.roll(tokens, -1, axis=1)
-  weights = jnp.ones(tokens.shape, jnp.float32).at[:, -1].set(0.0)
-  total, count = next_token_loss(hidden, matrix, targets, weights)
+  mesh = meshes.current()
+  positions = zigzag(np.arange(tokens.shape[1], dtype=np.int32), mesh.shape["context"] if mesh else 1, 0)
+  hidden = hidden_states(params, model_config, tokens, positions=jnp.asarray(positions)[None],
+                         compute_dtype=compute_dtype, remat=remat, context=context)
+  total, count = _summed_loss(hidden, output_matrix(params, model_config).astype(compute_dtype), targets)
   return total / count
 
 
+def _summed_loss(hidden, matrix, targets):
+  """(sum of the nll of all targets, their number), over all devices."""
+  def local(hidden, matrix, targets, vocab_axis=None):
+    return next_token_loss(hidden, matrix, jnp.maximum(targets, 0), targets != NO_TARGET, axis_name=vocab_axis)
+
+  def spread(hidden, matrix, targets):
+    # Whole along D once, before the loss's loop over blocks, and not once a block.
+    matrix = lax.all_gather(matrix, embed, axis=1, tiled=True)
+    return jax.tree.map(lambda x: lax.psum(x, tokens), local(hidden, matrix, targets, "tensor"))
+
+  if meshes.current() is None:
+    return local(hidden, matrix, targets)
+  rules = dict(meshes.RULES)
+  embed, tokens = rules["embed"], rules["batch"] + rules["sequence"]
+  specs = [meshes.partition_spec(axes) for axes in (("batch", "sequence", None), ("vocab", "embed"),
+                                                    ("batch", "sequence"))]
+  return jax.shard_map(spread, in_specs=tuple(specs), out_specs=PartitionSpec())(hidden, matrix, targets)
+
+
 def make_train_step(model_config: ModelConfig, training: config_lib.Training, rounds: int,
-                    mesh: jax.sharding.Mesh) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
-  """The step as one jitted function (state, tokens int32[A, B, L]) -> (state, Metrics); the state is donated.
+                    mesh: jax.sharding.Mesh) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+  """The step as one jitted function (state, Batch) -> (state, Metrics); the state is donated.
 
   The layers' matrices are cast to the compute dtype once a step. Norms and biases stay float32, and so
   does the embedding: the gradient of a frequent token is a sum of hundreds of rows, which bfloat16
@@ -69,20 +106,23 @@ def make_train_step(model_config: ModelConfig, training: config_lib.Training, ro
   compute_dtype = jnp.dtype(training.compute_dtype)
   is_matrix = matrices(model_config)["layers"]
 
-  def gradients(params: Params, tokens: jax.Array) -> tuple[jax.Array, Params]:
+  context = training.context_attention if mesh.shape["context"] > 1 else None
+
+  def gradients(params: Params, batch: Batch) -> tuple[jax.Array, Params]:
     layers = jax.tree.map(lambda p, cast: p.astype(compute_dtype) if cast else p, params["layers"], is_matrix)
     compute = {**params, "layers": layers}
     value_and_grad = jax.value_and_grad(mean_loss)
 
     def add(carry, micro):
-      found = value_and_grad(compute, model_config, micro, compute_dtype=compute_dtype, remat=training.remat)
-      return jax.tree.map(lambda total, x: total + x.astype(jnp.float32) / len(tokens), carry, found), None
+      found = value_and_grad(compute, model_config, *micro, compute_dtype=compute_dtype, remat=training.remat,
+                             context=context)
+      return jax.tree.map(lambda total, x: total + x.astype(jnp.float32) / len(batch.tokens), carry, found), None
 
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-    return lax.scan(add, (jnp.zeros(()), zeros), tokens)[0]
+    return lax.scan(add, (jnp.zeros(()), zeros), batch)[0]
 
-  def step(state: TrainState, tokens: jax.Array) -> tuple[TrainState, Metrics]:
-    loss, grads = gradients(state.params, tokens)
+  def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    loss, grads = gradients(state.params, batch)
     with jax.named_scope("update"):
       metrics = Metrics(loss, optax.global_norm(grads), schedule(state.step))
       updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

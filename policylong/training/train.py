@@ -25,7 +25,7 @@ from policylong.training.flops import train_flops_per_token
 from policylong.training.metrics import MetricsLog
 from policylong.training.optimizer import make_optimizer
 from policylong.training.state import TrainState, abstract_state, initial_state, restart_optimizer
-from policylong.training.step import Metrics, make_train_step, token_sharding
+from policylong.training.step import Batch, Metrics, make_train_step, token_sharding
 from policylong.workdir import Workdir
 
 
@@ -186,7 +186,7 @@ class Trainer:
       step = make_train_step(self._model_config, self._training, self._config.rounds, self._mesh)
       tokens = jax.ShapeDtypeStruct(self._shape, jnp.int32, sharding=self._token_sharding)
       with jax.set_mesh(self._mesh):
-        self._compiled = step.lower(self._abstract, tokens).compile()
+        self._compiled = step.lower(self._abstract, Batch(tokens, tokens)).compile()
       memory = self._compiled.memory_analysis()
       logging.info("training step compiled in %.1f s; each device: state %.2f GiB, temporaries %.2f GiB",
                    time.perf_counter() - begin, memory.argument_size_in_bytes / 2**30,

@@ -140,9 +140,29 @@ def test_remat_changes_neither_loss_nor_gradient(loaded):
     return (jax.nn.log_softmax(hidden @ qwen.output_matrix(params, config).T) ** 2).mean()
 
   compiled = jax.jit(jax.value_and_grad(loss), static_argnums=1)
-  plain, again = compiled(params, False), compiled(params, True)
-  # the same operations, fused otherwise: float32 rounding
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, again)
+  plain = compiled(params, "none")
+  for remat in ("attention", "full"):
+    # the same operations, fused otherwise: float32 rounding
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, compiled(params, remat))
+
+
+@pytest.mark.parametrize("implementation", ["reference", "blockwise", "splash"])
+def test_no_gradient_crosses_from_one_packed_document_to_another(loaded, implementation):
+  """Through the whole model: the loss of one document against the embedded tokens of another, exactly zero."""
+  params, config = loaded["qwen3"]
+  # Every token id once, so that a row of the embedding is a token.
+  tokens = jnp.arange(40)[None]
+  segments = jnp.array([[1] * 15 + [2] * 25])
+
+  @jax.jit
+  def gradient(embedding):
+    def loss(embedding):
+      hidden = qwen.hidden_states({**params, "embedding": embedding}, config, tokens, segment_ids=segments,
+                                  compute_dtype=jnp.float32, attention_implementation=implementation)
+      return jnp.sum(hidden[:, 15:] ** 3)
+    return jax.grad(loss)(embedding)
+  found = np.abs(np.asarray(gradient(jnp.asarray(params["embedding"], jnp.float32)))).max(1)
+  assert np.all(found[:15] == 0.0) and np.all(found[15:40] > 0.0)
 
 
 def test_bfloat16_stays_near_float32(loaded, logits):

@@ -21,7 +21,7 @@ GRADIENT_TOLERANCE = 2e-6
 
 def make_loss(config):
   def loss(params, tokens):
-    hidden = qwen.hidden_states(params, config, tokens, compute_dtype=jnp.float32, remat=True)
+    hidden = qwen.hidden_states(params, config, tokens, compute_dtype=jnp.float32, remat="full")
     scores = hidden @ qwen.output_matrix(params, config).T
     return -jnp.take_along_axis(jax.nn.log_softmax(scores)[:, :-1], tokens[:, 1:, None], -1).mean()
   return jax.jit(jax.value_and_grad(loss))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tiny_training import LENGTH, mesh_of, write_records, write_sequences
 
+from policylong.attention.zigzag import unzigzag
 from policylong.errors import UserError
 from policylong.training.batches import Batches, read_shuffled
 from policylong.training.step import token_sharding
@@ -20,7 +21,7 @@ def open_batches(paths, shape=(1, 2, LENGTH), mesh=None, **changes):
 
 
 def first_tokens(batches, count):
-  return [int(token) for _ in range(count) for token in np.asarray(next(batches))[..., 0].ravel()]
+  return [int(token) for _ in range(count) for token in np.asarray(next(batches).tokens)[..., 0].ravel()]
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def test_an_epoch_has_every_sequence_once_and_the_next_has_another_order(numbere
 
 
 def test_a_batch_holds_the_bytes_that_were_written(numbered):
-  batch = np.asarray(next(open_batches(numbered, (2, 4, LENGTH))))
+  batch = np.asarray(next(open_batches(numbered, (2, 4, LENGTH))).tokens)
   assert batch.dtype == np.int32
   np.testing.assert_array_equal(batch, NUMBERED[batch[..., 0]])
 
@@ -70,13 +71,21 @@ def test_the_shares_of_several_processes_together_are_the_batches_of_one():
 
 
 @pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "fsdp": 2, "context": 2}, {"context": 8}])
-def test_a_mesh_splits_a_batch_and_changes_nothing_in_it(numbered, sizes):
+def test_a_mesh_splits_a_batch_and_reorders_only_along_its_context_axis(numbered, sizes):
   shape = (2, 8, LENGTH)
-  expected = np.asarray(next(open_batches(numbered, shape)))
+  expected = next(open_batches(numbered, shape))
   found = next(open_batches(numbered, shape, mesh_of(**sizes)))
-  np.testing.assert_array_equal(np.asarray(found), expected)
-  assert len({shard.device for shard in found.addressable_shards}) == 8
-  assert found.addressable_shards[0].data.size == found.size // 8
+  for name in ("tokens", "targets"):
+    array = getattr(found, name)
+    np.testing.assert_array_equal(unzigzag(np.asarray(array), sizes.get("context", 1), -1), getattr(expected, name))
+    assert len({shard.device for shard in array.addressable_shards}) == 8
+    assert array.addressable_shards[0].data.size == array.size // 8
+
+
+def test_a_target_is_the_token_that_follows(numbered):
+  batch = next(open_batches(numbered))
+  np.testing.assert_array_equal(batch.targets[..., :-1], batch.tokens[..., 1:])
+  assert np.all(np.asarray(batch.targets)[..., -1] == -1)
 
 
 def test_a_record_of_the_wrong_length_is_one_sentence(tmp_path):

@@ -11,7 +11,7 @@ from tiny_training import LENGTH, TINY, mesh_of, tiny_params, training_config
 from policylong.errors import UserError
 from policylong.training.optimizer import make_optimizer
 from policylong.training.state import abstract_state, initial_state
-from policylong.training.step import make_train_step, mean_loss, token_sharding
+from policylong.training.step import Batch, make_batch, make_train_step, mean_loss, token_sharding
 
 TOKENS = np.random.default_rng(7).integers(0, TINY.vocab_size, (8, LENGTH)).astype(np.int32)
 
@@ -63,7 +63,8 @@ def whole(params):
 
 
 def loss_of(params, **changes):
-  return mean_loss(params, TINY, jnp.asarray(TOKENS), **{"compute_dtype": jnp.float32, "remat": False} | changes)
+  return mean_loss(params, TINY, *make_batch(TOKENS, 1),
+                   **{"compute_dtype": jnp.float32, "remat": "none", "context": None} | changes)
 
 
 def run_step(params, tokens, mesh=None, **changes):
@@ -73,7 +74,7 @@ def run_step(params, tokens, mesh=None, **changes):
   optimizer = make_optimizer(training, 1, TINY)
   state = initial_state(jax.tree.map(jnp.copy, params), optimizer, abstract_state(TINY, optimizer, mesh))
   tokens = tokens.reshape(training.accumulation, -1, tokens.shape[1])
-  placed = jax.device_put(tokens, token_sharding(mesh, tokens.shape))
+  placed = jax.device_put(make_batch(tokens, mesh.shape["context"]), token_sharding(mesh, tokens.shape))
   with jax.set_mesh(mesh):
     state, metrics = make_train_step(TINY, training, 1, mesh)(state, placed)
   return metrics, state
@@ -89,7 +90,7 @@ def test_a_model_that_knows_nothing_loses_log_v():
   assert float(loss_of(zeros)) == pytest.approx(math.log(TINY.vocab_size), abs=1e-6)
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["none", "attention", "full"])
 def test_gradients_are_finite_differences_of_the_float64_loss(params, remat):
   grads = jax.grad(lambda p: loss_of(p, remat=remat))(params)
   rng = np.random.default_rng(0)
@@ -151,9 +152,13 @@ def test_microbatches_add_up_to_the_whole_batch(params, whole, accumulation):
 
 
 @pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "fsdp": 4}, {"fsdp": 2, "tensor": 4},
-                                   {"fsdp": 2, "context": 2, "tensor": 2}, {"context": 8}])
-def test_eight_devices_make_the_step_of_one(params, whole, sizes):
-  found = run_step(params, TOKENS, mesh_of(**sizes))
+                                   {"fsdp": 2, "context": 2, "tensor": 2}, {"context": 8},
+                                   {"data": 2, "context": 4}, {"data": 2, "fsdp": 2, "tensor": 2}])
+@pytest.mark.parametrize("mode", ["gather", "ring"])
+def test_eight_devices_make_the_step_of_one(params, whole, sizes, mode):
+  if mode == "ring" and sizes.get("context", 1) == 1:
+    pytest.skip("a ring of one device")
+  found = run_step(params, TOKENS, mesh_of(**sizes), context_attention=mode, remat="attention")
   assert_same_step(found, whole)
   assert len(found[1].params["layers"]["q"].sharding.device_set) == 8
 
@@ -175,6 +180,6 @@ def test_the_state_is_donated(params):
   optimizer, mesh = make_optimizer(training, 1, TINY), mesh_of()
   tokens = jax.ShapeDtypeStruct((1, 8, LENGTH), jnp.int32, sharding=token_sharding(mesh, (1, 8, LENGTH)))
   abstract = abstract_state(TINY, optimizer, mesh)
-  lowered = make_train_step(TINY, training, 1, mesh).lower(abstract, tokens)
+  lowered = make_train_step(TINY, training, 1, mesh).lower(abstract, Batch(tokens, tokens))
   donated = [leaf.donated for leaf in jax.tree.leaves(lowered.args_info[0][0])]
   assert all(donated) and len(donated) == len(jax.tree.leaves(abstract))
