@@ -150,8 +150,9 @@ def get_config() -> ConfigDict:
           # Newest checkpoints kept.
           "keep_checkpoints": 2,
       },
-      # Devices along each axis; -1: all that are left.
-      "mesh": {"data": 1, "fsdp": -1, "context": 4, "tensor": 1},
+      # Devices along each axis; -1: all that are left. simulated_devices: so many CPU devices (of all processes
+      # together) in the place of real ones; 0: the real ones.
+      "mesh": {"data": 1, "fsdp": -1, "context": 4, "tensor": 1, "simulated_devices": 0},
       "report": {
           # Roots shown in full on the page, for each round.
           "roots": 4,

@@ -198,19 +198,25 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-  """Devices along each axis; -1 for at most one axis: all devices that are left."""
+  """Devices along each axis; -1 for at most one axis: all devices that are left.
+
+  Only the number of simulated devices may be left out, and only in code: who makes a mesh of devices that
+  are there has none to simulate. A config file gives it.
+  """
   data: int
   fsdp: int
   context: int
   tensor: int
+  simulated_devices: int = 0
 
   def __post_init__(self):
-    sizes = dataclasses.astuple(self)
+    sizes = (self.data, self.fsdp, self.context, self.tensor)
     if sizes.count(-1) > 1:
       raise ConfigError(f"mesh has -1 on more than one axis (data, fsdp, context, tensor = {sizes}); use it once")
     for name, size in zip(("data", "fsdp", "context", "tensor"), sizes):
       if size != -1:
         _at_least(f"mesh.{name}", size, 1)
+    _at_least("mesh.simulated_devices", self.simulated_devices, 0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,9 @@
     training  : next-token loss on every token of these sequences
 
 Every stage leaves finished files behind, so `run` may be killed at any instant and called again.
+
+With several processes, each scores its share of the roots, holds its share of the index and feeds its
+devices; the first one writes markers and tables, and says what is finished (`hosts.agreed`).
 """
 
 import logging
@@ -15,7 +18,7 @@ import numpy as np
 from etils import epath
 
 from policylong import config as config_lib
-from policylong import tables
+from policylong import hosts, tables
 from policylong.corpus.roots import sample_documents
 from policylong.corpus.store import open_corpus
 from policylong.mesh import make_mesh
@@ -47,22 +50,28 @@ def run(config: config_lib.Config, directory) -> epath.Path:
     UserError: bad input of any kind, in one sentence, before expensive work where that is possible.
   """
   workdir = Workdir(directory)
-  workdir.claim(config)
-  if workdir.final_json.exists() and workdir.page.exists():
-    log.info("%s: all %d rounds are done; nothing to do", workdir.directory, config.rounds)
+  first = hosts.is_first()
+  with hosts.first_before_others("claim"):
+    workdir.claim(config, first)
+  if hosts.agreed(workdir.final_json.exists() and workdir.page.exists()):
+    if first:
+      log.info("%s: all %d rounds are done; nothing to do", workdir.directory, config.rounds)
     return workdir.page
   loop = _Loop(config, workdir)
   for index in range(1, config.rounds + 1):
     round_ = workdir.round(index)
-    if round_.done:
-      round_.drop_shards()
+    if hosts.agreed(round_.done):
+      if first:
+        round_.drop_shards()
       continue
-    if not round_.screened_path.exists():
+    if not hosts.agreed(round_.screened_path.exists()):
       loop.screen(round_)
     loop.train(round_)
     loop.write_report()
   loop.finish()
-  return loop.write_report()
+  loop.write_report()
+  hosts.barrier("done")
+  return workdir.page
 
 
 class _Loop:
@@ -76,7 +85,8 @@ class _Loop:
     self.tokenizer = load_tokenizer(config.model.path)
     self.trainer = Trainer(config, self.model, self.mesh, workdir)
     self.corpus = open_corpus(config.corpus)
-    write_json(workdir.corpus_json, self.corpus.summary())
+    if hosts.is_first():
+      write_json(workdir.corpus_json, self.corpus.summary())
     # The last round's roots: whether there are enough documents should not come out after three rounds.
     sample_documents(self.corpus, seed=config.seed, round_index=config.rounds,
                      count=config.screening.roots_per_round, sources=config.corpus.root_sources)
@@ -102,14 +112,18 @@ class _Loop:
     config, step = self.config, int(self.state.step)
     scorer = self.scorer()
     previous = self.workdir.round(round_.index - 1) if round_.index > 1 else None
-    if previous and not round_.table("offpolicy").exists():
-      tables.write(round_.table("offpolicy"), self.recheck(previous, scorer))
+    if previous and not hosts.agreed(round_.table("offpolicy").exists()):
+      table = self.recheck(previous, scorer)
+      if hosts.is_first():
+        tables.write(round_.table("offpolicy"), table)
     Screener(config.screening, config.seed, config.corpus.root_sources, self.corpus, self.tokenizer, self.retriever,
              self.chunk_tokens, scorer, step).screen(round_)
-    summary = summarise(config.screening, round_, previous)
-    counts = self.synthesize(round_, step)
-    write_json(round_.screened_path, {**summary, **counts})
-    log_summary(summary)
+    if hosts.is_first():
+      summary = summarise(config.screening, round_, previous)
+      counts = self.synthesize(round_, step)
+      write_json(round_.screened_path, {**summary, **counts})
+      log_summary(summary)
+    hosts.barrier("screened")
 
   def recheck(self, previous: Round, scorer: Scorer):
     """The previous round's accepted dependencies under the current policy."""
@@ -134,20 +148,24 @@ class _Loop:
   def train(self, round_: Round) -> None:
     """Trains to the end of the round, then marks the round as done."""
     self.state = self.trainer.train_round(self.state, round_.index, sequence_paths(round_.sequences))
-    round_.finish(read_json(round_.screened_path))
+    if hosts.is_first():
+      round_.finish(read_json(round_.screened_path))
+    hosts.barrier("trained")
 
   def finish(self) -> None:
     """The last policy looks once more at the last round's dependencies."""
     last = self.workdir.round(self.config.rounds)
-    if not self.workdir.final_json.exists():
+    if not hosts.agreed(self.workdir.final_json.exists()):
       table = self.recheck(last, self.scorer())
-      tables.write(self.workdir.directory / "offpolicy.parquet", table)
-      write_json(self.workdir.final_json, {"policy_step": int(self.state.step), "offpolicy": offpolicy_gap(table)})
+      if hosts.is_first():
+        tables.write(self.workdir.directory / "offpolicy.parquet", table)
+        write_json(self.workdir.final_json, {"policy_step": int(self.state.step), "offpolicy": offpolicy_gap(table)})
 
-  def write_report(self) -> epath.Path:
+  def write_report(self) -> None:
     """The page over all rounds so far."""
-    corpus = self.corpus
-    return write_report(self.workdir.directory, lambda chunk_id: corpus.chunk_text(corpus.chunk_row(chunk_id)))
+    if hosts.is_first():
+      corpus = self.corpus
+      write_report(self.workdir.directory, lambda chunk_id: corpus.chunk_text(corpus.chunk_row(chunk_id)))
 
 
 def log_summary(summary: dict) -> None:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from policylong import config
@@ -47,6 +48,20 @@ def make_mesh(sizes: config.Mesh, devices: Sequence[jax.Device] | None = None) -
   elif fixed != len(devices):
     raise UserError(f"mesh ({named}) needs {fixed} devices, but there are {len(devices)}")
   return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def local_mesh(mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
+  """This process's devices of `mesh`, in its order, all along the axis data: for work without the other processes."""
+  devices = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+  return jax.sharding.Mesh(np.reshape(devices, (len(devices),) + (1,) * (len(AXES) - 1)), AXES,
+                           axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def local_copy(x: jax.Array, mesh: jax.sharding.Mesh) -> jax.Array:
+  """An array that is whole on every device of all processes, as one on this process's `local_mesh` alone."""
+  held = {shard.device: shard.data for shard in x.addressable_shards}
+  return jax.make_array_from_single_device_arrays(x.shape, NamedSharding(mesh, PartitionSpec()),
+                                                  [held[device] for device in mesh.devices.flat])
 
 
 def partition_spec(logical_axes: Sequence[str | None]) -> PartitionSpec:

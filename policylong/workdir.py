@@ -112,13 +112,20 @@ class Workdir:
     """The folder of round `index`, counted from 1."""
     return Round(self.directory / "rounds" / str(index), index)
 
-  def claim(self, config: config_lib.Config) -> None:
+  def claim(self, config: config_lib.Config, first: bool = True) -> None:
     """Makes the folder this config's own, or checks that it already is.
+
+    Args:
+      config: of the run.
+      first: False for the other processes of a run, which only check, when the first one is done.
 
     Raises:
       UserError: the folder belongs to another config (the difference is shown), or is not ours.
     """
     path = self.directory / "config.json"
+    if not first and not path.exists():
+      raise UserError(f"{self.directory} has no config.json, which the first process has just written: --workdir must "
+                      "be one folder that all hosts share")
     text = config_lib.to_json(config)
     if path.exists():
       found = read_json(path)

@@ -121,5 +121,7 @@ if __name__ == "__main__":
     _die_at(kill)
   from policylong import main
   from policylong.errors import run_command
+  from policylong.retrieval import store
+  store.SHARD_ROWS = 16  # several files of vectors even of so few chunks, so that every process has some
   main._parse_flags()
   run_command(main.main)

@@ -95,7 +95,8 @@ def _check(source: Source, config: ModelConfig, wanted: list[Tensor]) -> None:
 def _read(source: Source, config: ModelConfig, wanted: list[Tensor], abstract: Params) -> Params:
   """Fills one stacked host array after another and puts each on the devices."""
   params = jax.tree.map(lambda leaf: None, abstract)
-  progress = tqdm.tqdm(total=len(wanted), desc="reading weights", unit="tensor", disable=None, leave=False)
+  progress = tqdm.tqdm(total=len(wanted), desc="reading weights", unit="tensor", leave=False,
+                       disable=True if jax.process_index() else None)
   for entry in NAMES:
     target = lookup(abstract, entry.path)
     if target is None:

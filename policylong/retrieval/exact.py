@@ -23,15 +23,20 @@ class ExactIndex:
     dim: D.
   """
 
-  def __init__(self, rows: np.ndarray):
+  def __init__(self, rows: np.ndarray, of_rows: int = 0):
     """Keeps rows float32[N, D].
+
+    Args:
+      rows: vectors of length 1.
+      of_rows: how many rows the index has that these are a part of, if they are: blocks of the same size give
+        scores of the same bits.
 
     Raises:
       UserError: there is no row, or one holds NaN or infinity.
     """
     rows = checked_rows(rows)
     self.num_rows, self.dim = rows.shape
-    size = min(_BLOCK, self.num_rows)
+    size = min(_BLOCK, max(self.num_rows, of_rows))
     count = -(-self.num_rows // size)
     padded = np.zeros((count * size, self.dim), np.float32)
     padded[:self.num_rows] = rows

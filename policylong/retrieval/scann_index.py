@@ -29,7 +29,7 @@ TUNING_QUERIES = 1000
 # Candidates of the quantised scores that are computed again, at least.
 _REORDERED = 150
 # The quantiser has 16 centres for each pair of dimensions and needs a row for each.
-_LEAST_ROWS = 16
+LEAST_ROWS = 16
 # Peak while a tree is built, over the float32 rows themselves (measured; rows included).
 _BUILD_PEAK = 3.3
 # Enough: leaves beyond it cost time and find nothing.
@@ -178,8 +178,8 @@ def number_of_leaves(rows: int, leaves: int | None) -> int:
   if leaves > rows:
     raise UserError(f"retrieval.leaves is {leaves}, more than the {rows} chunks of the corpus: make it smaller, "
                     "or None")
-  if rows < _LEAST_ROWS:
-    raise UserError(f"retrieval.leaves is {leaves}, but a tree needs at least {_LEAST_ROWS} chunks and the corpus "
+  if rows < LEAST_ROWS:
+    raise UserError(f"retrieval.leaves is {leaves}, but a tree needs at least {LEAST_ROWS} chunks and the corpus "
                     f"has {rows}: set it to None")
   return leaves
 

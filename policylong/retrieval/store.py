@@ -6,6 +6,9 @@ In `cache_dir`:
   rows-<version>/MANIFEST.json   the sha256 of each, written when all are there
   index-<version>/               ScaNN's files, curve.json and MANIFEST.json, by rows and index settings
 
+Of several processes each embeds and indexes a part of the rows, whole files of them: with a manifest and an
+index of its own, whether they share the folder or not.
+
 Every file of vectors is written to a temporary and renamed, and an index is a folder that is renamed when
 whole: a process that is killed at any instant is gone on with by the next, which ends with the same bytes.
 """
@@ -24,12 +27,14 @@ import numpy as np
 from tqdm import tqdm
 
 from policylong import config as config_lib
+from policylong import hosts
 from policylong.errors import UserError
 from policylong.retrieval.embedders import Embedder
 from policylong.retrieval.exact import ExactIndex
 from policylong.retrieval.files import sha256_of, version_of
 from policylong.retrieval.index import VectorIndex
-from policylong.retrieval.scann_index import TUNING_QUERIES, ScannIndex, number_of_leaves
+from policylong.retrieval.scann_index import LEAST_ROWS, TUNING_QUERIES, ScannIndex, number_of_leaves
+from policylong.retrieval.sharded import ShardedIndex
 from policylong.workdir import read_json, write_json
 
 SHARD_ROWS = 2048
@@ -50,6 +55,8 @@ def open_index(corpus: Chunks, embedder: Embedder, config: config_lib.Retrieval,
                seed: int) -> VectorIndex:
   """The index over all chunks of a corpus; row r of it is the corpus's chunk r.
 
+  Of several processes, all open it together, and each holds its part.
+
   Args:
     corpus: the chunks.
     embedder: the embedder of `config`, which also embeds the queries.
@@ -63,29 +70,48 @@ def open_index(corpus: Chunks, embedder: Embedder, config: config_lib.Retrieval,
   """
   if not corpus.num_chunks:
     raise UserError("the corpus has 0 chunks, wanted at least 1: nothing can be retrieved from it")
+  number_of_leaves(corpus.num_chunks, config.leaves)  # refuses what fits no corpus of this size
+  files = hosts.share(-(-corpus.num_chunks // SHARD_ROWS))
+  part = range(files.start * SHARD_ROWS, min(files.stop * SHARD_ROWS, corpus.num_chunks))
   cache = pathlib.Path(os.path.expanduser(cache_dir))
+  index = _open_part(corpus, part, embedder, config, cache, seed) if part else None
+  if hosts.count() == 1:
+    return index
+  return ShardedIndex(index, part.start, corpus.num_chunks, embedder.dim)
+
+
+def _open_part(corpus: Chunks, part: range, embedder: Embedder, config: config_lib.Retrieval, cache: pathlib.Path,
+               seed: int) -> VectorIndex:
+  """The index over the chunks of `part`, at least one; row r of it is the part's r-th."""
   rows_version = version_of(embedder=embedder.version, corpus=corpus.version, shard=SHARD_ROWS)
   directory = cache / f"rows-{rows_version}"
   if config.index == "exact":
-    with _lock(directory):
-      return ExactIndex(_rows(corpus, embedder, directory))
-  leaves = number_of_leaves(corpus.num_chunks, config.leaves)
+    with _lock(directory, part):
+      return ExactIndex(_rows(corpus, part, embedder, directory), of_rows=corpus.num_chunks)
+  whole = len(part) == corpus.num_chunks
+  wanted = config.leaves
+  if wanted is not None and not whole:
+    # Leaves as large as those of a tree over all rows; of too few rows for a tree, all are compared.
+    wanted = max(1, round(wanted * len(part) / corpus.num_chunks)) if len(part) >= LEAST_ROWS else None
+  leaves = number_of_leaves(len(part), wanted)
   # A tree depends on the queries it is tuned on, brute force on nothing but the rows.
-  tuning = {"target_recall": config.target_recall, "seed": seed} if leaves else {}
-  version = version_of(rows=rows_version, leaves=leaves, scann=importlib.metadata.version("scann"), **tuning)
-  with _lock(directory):
+  settings = {"target_recall": config.target_recall, "seed": seed} if leaves else {}
+  if not whole:
+    settings |= {"first": part.start, "last": part.stop}
+  version = version_of(rows=rows_version, leaves=leaves, scann=importlib.metadata.version("scann"), **settings)
+  with _lock(directory, part):
     target = cache / f"index-{version}"
     if not target.exists():
-      rows = _rows(corpus, embedder, directory)
+      rows = _rows(corpus, part, embedder, directory)
       queries = embedder.embed_queries(sample_queries(corpus, TUNING_QUERIES, seed)) if leaves else rows[:0]
-      index = ScannIndex.build(rows, leaves=config.leaves, target_recall=config.target_recall, queries=queries)
+      index = ScannIndex.build(rows, leaves=wanted, target_recall=config.target_recall, queries=queries)
       temporary = cache / f"index-{version}.building"
       shutil.rmtree(temporary, ignore_errors=True)  # of a build that was killed: ours, as the lock is
       index.save(temporary)
       os.rename(temporary, target)
     index = ScannIndex.load(target)
-  if (index.num_rows, index.dim) != (corpus.num_chunks, embedder.dim):
-    raise UserError(f"{target} has {index.num_rows} rows of {index.dim} dimensions, wanted {corpus.num_chunks} of "
+  if (index.num_rows, index.dim) != (len(part), embedder.dim):
+    raise UserError(f"{target} has {index.num_rows} rows of {index.dim} dimensions, wanted {len(part)} of "
                     f"{embedder.dim}: delete the folder and start again")
   logging.info("index: %s rows, %s", f"{index.num_rows:,}",
                f"{index.leaves_to_search} of {index.leaves} leaves searched" if leaves else "brute force")
@@ -104,20 +130,21 @@ def sample_queries(corpus: Chunks, count: int, seed: int) -> list[str]:
   return queries
 
 
-def _rows(corpus: Chunks, embedder: Embedder, directory: pathlib.Path) -> np.ndarray:
-  """The vectors of all chunks, float32[N, D]; embeds what is not on disk yet."""
+def _rows(corpus: Chunks, part: range, embedder: Embedder, directory: pathlib.Path) -> np.ndarray:
+  """The vectors of the chunks of `part`, float32[len(part), D]; embeds what is not on disk yet."""
   directory.mkdir(parents=True, exist_ok=True)
-  rows = np.empty((corpus.num_chunks, embedder.dim), np.float32)
-  manifest = directory / _MANIFEST
+  rows = np.empty((len(part), embedder.dim), np.float32)
+  paths = [directory / f"{start // SHARD_ROWS:05d}.npy" for start in part[::SHARD_ROWS]]
+  whole = len(part) == corpus.num_chunks
+  manifest = directory / (_MANIFEST if whole else f"{paths[0].stem}-{paths[-1].stem}-{_MANIFEST}")
   hashes = read_json(manifest)["files"] if manifest.exists() else {}
   written = {}
-  there = sum(1 for _ in directory.glob("[0-9]*.npy")) * SHARD_ROWS
+  there = sum(path.exists() for path in paths) * SHARD_ROWS
   # `initial` is left out of the rate, so that it is this process's own.
-  with tqdm(total=corpus.num_chunks, initial=min(there, corpus.num_chunks), desc="embedding the corpus",
-            unit="chunk", disable=bool(hashes)) as bar:
-    for start in range(0, corpus.num_chunks, SHARD_ROWS):
-      shard = rows[start:start + SHARD_ROWS]
-      path = directory / f"{start // SHARD_ROWS:05d}.npy"
+  with tqdm(total=len(part), initial=min(there, len(part)), desc="embedding the corpus", unit="chunk",
+            disable=bool(hashes) or not hosts.is_first()) as bar:
+    for start, path in zip(part[::SHARD_ROWS], paths):
+      shard = rows[start - part.start:start - part.start + SHARD_ROWS]
       if path.exists():
         _read_shard(path, shard, hashes.get(path.name, ""))
       else:
@@ -151,8 +178,8 @@ def _write_shard(path: pathlib.Path, shard: np.ndarray) -> None:
 
 
 @contextlib.contextmanager
-def _lock(directory: pathlib.Path) -> Iterator[None]:
-  """One process embeds and builds; others that want the same rows wait. Dropped when the process ends."""
+def _lock(directory: pathlib.Path, part: range) -> Iterator[None]:
+  """One process embeds and builds; others that want any of the same rows wait. Dropped when the process ends."""
   try:
     directory.parent.mkdir(parents=True, exist_ok=True)
     file = open(directory.with_suffix(".lock"), "w")  # noqa: SIM115 (closed below, after what the lock protects)
@@ -160,5 +187,5 @@ def _lock(directory: pathlib.Path) -> Iterator[None]:
     raise UserError(f"the index is kept in {directory.parent}, where nothing can be written ({error.strerror}); "
                     "name a folder that can be made") from error
   with file:
-    fcntl.flock(file, fcntl.LOCK_EX)
+    fcntl.lockf(file, fcntl.LOCK_EX, len(part), part.start)  # of the file, which is empty, one byte a row
     yield

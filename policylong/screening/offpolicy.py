@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from policylong import tables
+from policylong import hosts, tables
 from policylong.screening.scorer import Scorer
 from policylong.screening.screen import read_roots
 from policylong.screening.texts import ChunkTokens
@@ -35,7 +35,7 @@ class Recheck:
 
 def recheck(previous: Round, epsilon: float, scorer: Scorer, chunk_tokens: ChunkTokens, most_positions: int,
             policy_step: int) -> pa.Table:
-  """Verifies again every accepted (anchor, chunk) of the round `previous`.
+  """Verifies again every accepted (anchor, chunk) of the round `previous`; of several processes each takes a share.
 
   Args:
     previous: a screened round.
@@ -57,10 +57,14 @@ def recheck(previous: Round, epsilon: float, scorer: Scorer, chunk_tokens: Chunk
   for row in taken:
     positions.setdefault(row["doc_id"], set()).add(row["position"])
     then.setdefault((row["doc_id"], row["chunk_id"]), {})[row["position"]] = row["gain"]
+  # Whole roots to a process: the pairs of a root share the row of the root alone.
+  documents = list(positions)
+  mine = {documents[i] for i in hosts.share(len(documents))}
+  then = {key: gains for key, gains in then.items() if key[0] in mine}
   pairs = [Pair(doc_id, root_of[doc_id].tokens, np.asarray(sorted(positions[doc_id]), np.int32),
                 chunk_tokens(chunk_id)) for doc_id, chunk_id in then]
   with tqdm(desc=f"round {previous.index} re-verified", total=planned_tokens(pairs), unit="tok", unit_scale=True,
-            mininterval=1.0) as bar:
+            mininterval=1.0, disable=not hosts.is_first()) as bar:
     scores = verify(scorer, pairs, most_positions, bar.update)
   result = []
   for pair, ((doc_id, chunk_id), gains), (before, after) in zip(pairs, then.items(), scores):
@@ -68,4 +72,4 @@ def recheck(previous: Round, epsilon: float, scorer: Scorer, chunk_tokens: Chunk
       if t in gains:
         now = (h0 - h1) / h0
         result.append(Recheck(doc_id, t, chunk_id, gains[t], now, h0, h1, now <= epsilon, policy_step))
-  return tables.from_records(Recheck, result)
+  return tables.all_gather(tables.from_records(Recheck, result))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from policylong import config as config_lib
+from policylong import hosts
 from policylong.corpus.store import Corpus
 from policylong.randomness import generator
 from policylong.records import Anchor, Candidate, EntropyTrace, Negative, Positive, Root
@@ -15,7 +16,10 @@ from policylong.screening.texts import ChunkTokens
 
 
 class Retriever:
-  """Proposes chunks for anchors and for positives. Pure host work, safe to call from a thread."""
+  """Proposes chunks for anchors and for positives. Pure host work; of one process, safe to call from a thread.
+
+  Several processes call `candidates` together and `negatives` together, each with its own roots or with none.
+  """
 
   def __init__(self, config: config_lib.Screening, seed: int, corpus: Corpus, embedder: Embedder,
                index: VectorIndex, chunk_tokens: ChunkTokens):
@@ -82,7 +86,7 @@ class Retriever:
     """
     rule, most = self._config.negatives, self._config.negatives_per_positive
     result: list[Negative] = []
-    if rule in ("positives", "both") and positives and most:
+    if rule in ("positives", "both") and most:
       result += self._similar(roots, positives, most)
     if rule in ("rejected", "both"):
       result += _deal(positives, rejected, most, first_rank=most if rule == "both" else 0)
@@ -118,7 +122,7 @@ class Retriever:
       own.setdefault(positive.doc_id, set()).add(positive.chunk_id)
     texts = [self._corpus.chunk_text(self._corpus.chunk_row(positive.chunk_id)) for positive in positives]
     hits, _ = self._search(
-        self._embedder.embed_documents(texts), most,
+        self._embedder.embed_documents(texts) if texts else np.zeros((0, 1)), most,
         {"same_document": lambda q, row: self._corpus.chunk_document[row] == documents[positives[q].doc_id],
          "positive": lambda q, row: self._corpus.chunk(row).id in own[positives[q].doc_id]})
     return [Negative(positive.doc_id, self._corpus.chunk(row).id, positive.chunk_id, score, rank)
@@ -127,7 +131,8 @@ class Retriever:
   def _search(self, queries: np.ndarray, k: int, reasons: dict[str, Callable[[int, int], bool]]):
     """The k nearest rows of each query for which no reason to pass over holds.
 
-    Asks for more rows than k at first, and for still more where too few were left.
+    Asks for more rows than k at first, and for still more where too few were left. Several processes ask as
+    often as the one that needs it most: the index is theirs together.
 
     Returns:
       For each query [(row, score)], best first, and {reason: number of rows passed over}.
@@ -135,7 +140,7 @@ class Retriever:
     hits: list[list[tuple[int, float]]] = [[] for _ in queries]
     passed = [dict.fromkeys(reasons, 0) for _ in queries]
     open_queries, fetch = list(range(len(queries))), 4 * k + 16
-    while open_queries:
+    while hosts.anyone(bool(open_queries)):
       fetch = min(fetch, self._corpus.num_chunks)
       rows, scores = self._index.search(queries[open_queries], fetch)
       for q, row_list, score_list in zip(open_queries, rows, scores):

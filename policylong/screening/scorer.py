@@ -1,6 +1,7 @@
 """The policy as a scoring program: token rows in, entropies out, in a handful of static shapes.
 
-Pure data parallel: the weights are replicated in the scoring dtype, rows are spread over all devices.
+Pure data parallel: the weights are replicated in the scoring dtype, rows are spread over all devices of
+this process, which needs no other process for them.
 Letters: B rows, S tokens in a row, D model, A positions read in a row.
 """
 
@@ -14,7 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from policylong.likelihood.api import token_likelihood
-from policylong.mesh import AXES
+from policylong.mesh import AXES, local_copy, local_mesh
 from policylong.model.qwen import ModelConfig, hidden_states, output_matrix
 
 
@@ -34,9 +35,10 @@ class Scorer:
   """Entropies under one policy.
 
   Args:
-    params: the model's parameters in any float dtype; a copy in `dtype` is kept on the devices.
+    params: the model's parameters in any float dtype; a copy in `dtype` is kept on the devices. Where they lie
+      on devices of several processes, all of these must make their scorers together.
     model: its shape.
-    mesh: rows are spread over all of its devices.
+    mesh: where the parameters lie; rows are spread over all of its devices that are this process's.
     dtype: of weights and matmul inputs; logits, softmax and reductions are always float32.
     tokens_per_batch: padded tokens a device scores at once.
     bucket_multiple: rows are padded to multiples of it (longer rows to coarser ones).
@@ -44,15 +46,15 @@ class Scorer:
 
   def __init__(self, params, model: ModelConfig, mesh: jax.sharding.Mesh, *, dtype: str,
                tokens_per_batch: int, bucket_multiple: int):
-    self._mesh = mesh
+    self._mesh = local_mesh(mesh)
     self._dtype = jnp.dtype(dtype)
     self._tokens_per_batch = tokens_per_batch
     self._bucket_multiple = bucket_multiple
-    replicated = NamedSharding(mesh, PartitionSpec())
     cast = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(self._dtype), tree),
-                   out_shardings=replicated)
-    self._params = cast(params)
-    rows = NamedSharding(mesh, PartitionSpec(AXES))
+                   out_shardings=NamedSharding(mesh, PartitionSpec()))
+    self._params = jax.tree.map(lambda x: local_copy(x, self._mesh), cast(params))
+    replicated, rows = (NamedSharding(self._mesh, spec) for spec in (PartitionSpec(), PartitionSpec(AXES)))
+    self._rows = rows
     hidden = functools.partial(hidden_states, config=model, compute_dtype=self._dtype)
 
     def traces(params, tokens):  # [B, S] -> nll, entropy, lse [B, S-1] of tokens 1 .. S-1
@@ -131,7 +133,8 @@ class Scorer:
         for k, i in enumerate(indices):
           tokens[k, :len(rows[i].tokens)] = rows[i].tokens
           positions[k, :len(rows[i].positions)] = rows[i].positions
-        scores = program(tokens, positions)
+        # Put by hand: with several processes jit takes no numpy array to be split, not even over local devices.
+        scores = program(*jax.device_put((tokens, positions), self._rows))
         if waiting:
           collect(*waiting)
         waiting = (indices, scores)

@@ -3,12 +3,15 @@
 Each shard of roots goes through scan -> retrieve -> verify; each step leaves a file, and a restart takes
 up where files are missing. The threshold, which may depend on the whole round's control, is then applied
 to the gains, and the round's tables are written.
+
+Of several processes each has every P-th shard. They go in waves, one shard of each, because they search
+the index together; the threshold and the tables are the first one's.
 """
 
 import dataclasses
 from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +19,7 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from policylong import config as config_lib
-from policylong import tables
+from policylong import hosts, tables
 from policylong.corpus.roots import root_span, sample_documents
 from policylong.corpus.store import Corpus
 from policylong.errors import UserError
@@ -56,9 +59,10 @@ class Screener:
     """
     shards = self._shards(round_.index)
     self._score_shards(round_, shards)
-    if not round_.table("verdicts").exists():
+    hosts.barrier("verified")
+    if hosts.is_first() and not round_.table("verdicts").exists():
       self._judge(round_, len(shards))
-    if not round_.table("negatives").exists():
+    if not hosts.agreed(round_.table("negatives").exists()):
       self._negatives(round_)
 
   def _shards(self, round_index: int) -> list[list[int]]:
@@ -70,21 +74,35 @@ class Screener:
 
   def _score_shards(self, round_: Round, shards: Sequence[Sequence[int]]) -> None:
     """Every shard through scan, retrieve and verify; the host retrieves one while the device does others."""
-    todo = [i for i in range(len(shards)) if not round_.shard("verify", i).exists()]
-    if not todo:
+    waves = self._waves(round_, len(shards))
+    if not waves:
       return
-    waiting: deque[tuple[int, Future]] = deque()
-    with ThreadPoolExecutor(1) as host, tqdm(desc=f"round {round_.index} screening", unit="tok", unit_scale=True,
-                                             mininterval=1.0) as bar:
+    waiting: deque[tuple[int | None, Future | None]] = deque()
+    # Several processes search together, and what they do together they do on their main threads.
+    with (ThreadPoolExecutor(1) if hosts.count() == 1 else _AtOnce()) as host, tqdm(
+        desc=f"round {round_.index} screening", unit="tok", unit_scale=True, mininterval=1.0,
+        disable=not hosts.is_first()) as bar:
       bar.total = 0
-      for i in todo:
-        if not round_.shard("scan", i).exists():
+      for i, search in waves:
+        if i is not None and not round_.shard("scan", i).exists():
           self._scan(round_, i, shards[i], bar)
-        waiting.append((i, host.submit(self._retrieve, round_, i)))
+        waiting.append((i, host.submit(self._retrieve, round_, i) if search else None))
         if len(waiting) > 1:
           self._verify_next(round_, waiting, bar)
       while waiting:
         self._verify_next(round_, waiting, bar)
+
+  def _waves(self, round_: Round, shards: int) -> list[tuple[int | None, bool]]:
+    """What is left: (the shard of this process or None, whether the index is searched for any shard of the wave)."""
+    missing = {stage: hosts.agreed(np.array([not round_.shard(stage, i).exists() for i in range(shards)]))
+               for stage in ("candidates", "verify")}
+    waves = []
+    for start in range(0, shards, hosts.count()):
+      mine, wave = start + hosts.index(), slice(start, start + hosts.count())
+      if missing["verify"][wave].any():
+        unfinished = mine < shards and missing["verify"][mine]
+        waves.append((mine if unfinished else None, bool(missing["candidates"][wave].any())))
+    return waves
 
   def _scan(self, round_: Round, shard: int, documents: Sequence[int], bar: tqdm) -> None:
     """Entropy and nll of every token of the shard's roots."""
@@ -102,9 +120,10 @@ class Screener:
     columns = [list(column) for column in zip(*rows)] or [[] for _ in _ROOTS_SCHEMA]
     tables.write(round_.shard("scan", shard), pa.table(columns, schema=_ROOTS_SCHEMA))
 
-  def _retrieve(self, round_: Round, shard: int) -> None:
-    """Anchors and candidates of a scanned shard; runs in the host thread."""
-    if round_.shard("candidates", shard).exists():
+  def _retrieve(self, round_: Round, shard: int | None) -> None:
+    """Anchors and candidates of a scanned shard; of one process alone, it runs in the host thread."""
+    if shard is None or round_.shard("candidates", shard).exists():
+      self.retriever.candidates(round_.index, [], [])  # the other processes search, and this one has rows
       return
     roots, traces = read_roots(tables.read(round_.shard("scan", shard)))
     anchors, candidates = self.retriever.candidates(round_.index, roots, traces)
@@ -114,7 +133,10 @@ class Screener:
   def _verify_next(self, round_: Round, waiting: deque, bar: tqdm) -> None:
     """Scores the oldest retrieved shard: every candidate and control against all anchors of its root."""
     shard, retrieved = waiting.popleft()
-    retrieved.result()
+    if retrieved:
+      retrieved.result()
+    if shard is None:
+      return
     roots, _ = read_roots(tables.read(round_.shard("scan", shard)))
     anchors = tables.to_records(Anchor, tables.read(round_.shard("anchors", shard)))
     candidates = tables.to_records(Candidate, tables.read(round_.shard("candidates", shard)))
@@ -147,6 +169,9 @@ class Screener:
     tables.write(round_.table("verdicts"), verdicts)
 
   def _negatives(self, round_: Round) -> None:
+    if not hosts.is_first():
+      self.retriever.negatives([], [], [])  # the first one searches, and this one has rows
+      return
     verdicts = tables.read(round_.table("verdicts"))
     positives = tables.to_records(Positive, tables.read(round_.table("positives")))
     roots, _ = read_roots(tables.read(round_.table("roots")))
@@ -154,6 +179,16 @@ class Screener:
     negatives = self.retriever.negatives([root for root in roots if root.doc_id in with_positives], positives,
                                          judge.rejected(verdicts))
     tables.write(round_.table("negatives"), tables.from_records(Negative, negatives))
+
+
+class _AtOnce(Executor):
+  """Runs what is submitted before it returns, in the caller's thread."""
+
+  def submit(self, function: Callable, /, *arguments) -> Future:
+    """A finished future."""
+    future: Future = Future()
+    future.set_result(function(*arguments))
+    return future
 
 
 def read_roots(table: pa.Table) -> tuple[list[Root], list[EntropyTrace]]:
