@@ -56,6 +56,17 @@ def test_exact_search_finds_what_float64_finds(rows, k):
   assert recall_of(found, wanted) > 0.999
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_query_gets_the_same_bits_whatever_is_asked_with_it(kind):
+  data, queries = clustered(1000, 64), clustered(300, 64, seed=1)
+  index = build(kind, data)
+  found, scores = index.search(queries, 10)
+  for count in (1, 2, 9, 33, 65, 257):  # ScaNN cuts a batch into 256s, and has another kernel for a few queries
+    again, again_scores = index.search(queries[:count], 10)
+    np.testing.assert_array_equal(again, found[:count])
+    np.testing.assert_array_equal(again_scores, scores[:count])
+
+
 def test_of_equal_rows_the_lower_one_comes_first():
   rows = np.repeat(np.eye(4, 8, dtype=np.float32), 2500, axis=0)  # equal rows lie on both sides of a block's end
   found, scores = ExactIndex(rows).search(np.eye(4, 8, dtype=np.float32), 7)
