@@ -9,9 +9,12 @@ import contextlib
 import glob
 import importlib.util
 import itertools
+import logging
 import os
+import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,10 +25,14 @@ from jax.experimental import multihost_utils
 
 from policylong.errors import UserError
 
+log = logging.getLogger(__name__)
+
 # The key under which a process that fails tells the others why.
 _FAILED = "policylong/failed"
 # Nobody waits longer for the others (seconds). A process that dies is noticed much sooner, by its heartbeat.
 _PATIENCE = 7 * 24 * 3600
+# How long the others are waited for at the start (seconds).
+_START = 300
 # How long the last ones are waited for when all processes end (seconds).
 _GOODBYE = 60
 # Numbers the barriers: a name may come again, its number does not.
@@ -56,12 +63,7 @@ def joined(coordinator_address: str | None, num_processes: int | None, process_i
   if coordinator_address is None and (simulated_devices or not _on_tpu_pod()):
     yield
     return
-  jax.config.update("jax_cpu_collectives_implementation", "gloo")
-  try:
-    jax.distributed.initialize(coordinator_address, num_processes, process_id, shutdown_timeout_seconds=_GOODBYE)
-  except RuntimeError as error:
-    raise UserError(f"the processes of the run did not find each other at {coordinator_address or 'the TPU pod'} "
-                    f"({str(error).splitlines()[0]}): start the same command on every host") from error
+  _connect(coordinator_address, num_processes, process_id)
   leaving = threading.Lock()
   follower = threading.Thread(target=_follow, args=(leaving,), daemon=True)
   follower.start()
@@ -69,7 +71,7 @@ def joined(coordinator_address: str | None, num_processes: int | None, process_i
     yield
   except BaseException as error:
     leaving.acquire()  # never given back: where another process failed first, `_follow` ends this one
-    reason = str(error) if isinstance(error, UserError) else type(error).__name__
+    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}, see what it said"
     _client().key_value_set(_FAILED, f"process {index()} of {count()} failed: {reason}", allow_overwrite=True)
     raise
   else:
@@ -163,9 +165,39 @@ def _check(coordinator_address, num_processes, process_id, simulated_devices) ->
                       f"{num_processes}")
 
 
+def _connect(coordinator_address, num_processes, process_id) -> None:
+  """Finds the other processes."""
+  jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  log.info("waiting for the other processes, at most %d s", _START)
+  if process_id:
+    _wait_for_first(coordinator_address)
+  try:
+    jax.distributed.initialize(coordinator_address, num_processes, process_id, initialization_timeout=_START,
+                               shutdown_timeout_seconds=_GOODBYE)
+  except RuntimeError as error:
+    raise UserError(f"the processes of the run did not find each other at {coordinator_address or 'the TPU pod'} "
+                    f"({str(error).splitlines()[0]}): start the same command on every host, with a port that is "
+                    "free") from error
+
+
+def _wait_for_first(coordinator_address: str) -> None:
+  """Returns when process 0 answers; of an address where nobody does, JAX would only tell by aborting."""
+  host, _, port = coordinator_address.rpartition(":")
+  end = time.monotonic() + _START
+  while True:
+    try:
+      socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+      return
+    except OSError as error:
+      if time.monotonic() > end:
+        raise UserError(f"process 0 does not answer at {coordinator_address} ({error.strerror or error}): start the "
+                        "same command there with --process_id=0, or correct --coordinator_address") from error
+    time.sleep(0.5)
+
+
 def _on_tpu_pod() -> bool:
   """Whether there may be other hosts that `jax.distributed.initialize()` finds by itself."""
-  if os.environ.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu" or not importlib.util.find_spec("libtpu"):
+  if (os.environ.get("JAX_PLATFORMS") or "tpu").split(",")[0] != "tpu" or not importlib.util.find_spec("libtpu"):
     return False
   if int(os.environ.get("MEGASCALE_NUM_SLICES") or 1) > 1:
     return True

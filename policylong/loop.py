@@ -85,6 +85,7 @@ class _Loop:
     self.tokenizer = load_tokenizer(config.model.path)
     self.trainer = Trainer(config, self.model, self.mesh, workdir)
     self.corpus = open_corpus(config.corpus)
+    hosts.barrier("corpus")  # which each host may have built for itself
     if hosts.is_first():
       write_json(workdir.corpus_json, self.corpus.summary())
     # The last round's roots: whether there are enough documents should not come out after three rounds.

@@ -9,12 +9,10 @@ import io
 import typing
 from collections.abc import Sequence
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from policylong import hosts
 from policylong.errors import UserError
 from policylong.workdir import write_atomically
 
@@ -36,18 +34,21 @@ def to_records(kind: type, table: pa.Table) -> list:
   return [kind(*row) for row in zip(*columns)]
 
 
-def all_gather(table: pa.Table) -> pa.Table:
-  """The rows of all processes, in the order of their numbers; collective."""
-  if hosts.count() == 1:
-    return table
-  parts = hosts.all_gather(np.frombuffer(_to_bytes(table), np.uint8))
-  # In one piece, as a single process would have made it: how a file lies depends on the pieces.
-  return pa.concat_tables([pq.read_table(io.BytesIO(part.tobytes())) for part in parts]).combine_chunks()
+def to_bytes(table: pa.Table) -> bytes:
+  """A table as a Parquet file."""
+  buffer = io.BytesIO()
+  pq.write_table(table, buffer, compression="zstd")
+  return buffer.getvalue()
+
+
+def from_bytes(data: bytes) -> pa.Table:
+  """The table that `to_bytes` was given; raises what pyarrow raises."""
+  return pq.read_table(io.BytesIO(data))
 
 
 def write(path: epath.Path, table: pa.Table) -> None:
   """Writes a Parquet file whole or not at all."""
-  write_atomically(path, _to_bytes(table))
+  write_atomically(path, to_bytes(table))
 
 
 def read(path: epath.Path) -> pa.Table:
@@ -57,13 +58,7 @@ def read(path: epath.Path) -> pa.Table:
     UserError: the file is missing or damaged.
   """
   try:
-    return pq.read_table(io.BytesIO(epath.Path(path).read_bytes()))
+    return from_bytes(epath.Path(path).read_bytes())
   except (FileNotFoundError, pa.ArrowInvalid, OSError) as error:
     raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): delete it and start again, "
                     "and it is made anew") from error
-
-
-def _to_bytes(table: pa.Table) -> bytes:
-  buffer = io.BytesIO()
-  pq.write_table(table, buffer, compression="zstd")
-  return buffer.getvalue()

@@ -157,6 +157,12 @@ def test_flags_that_contradict_each_other_are_told_in_one_sentence(arguments, wo
     assert word in str(caught.value)
 
 
+def test_a_first_process_that_does_not_answer_is_told_with_its_address(monkeypatch):
+  monkeypatch.setattr(hosts, "_START", 0.1)
+  with pytest.raises(UserError, match=r"process 0 does not answer at localhost:1 .*refused"):
+    hosts._wait_for_first("localhost:1")
+
+
 @pytest.mark.parametrize("environment, pod", [
     ({}, False), ({"JAX_PLATFORMS": "cpu", "TPU_WORKER_HOSTNAMES": "a,b"}, False),
     ({"TPU_WORKER_HOSTNAMES": "localhost"}, False), ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),

@@ -72,4 +72,13 @@ def recheck(previous: Round, epsilon: float, scorer: Scorer, chunk_tokens: Chunk
       if t in gains:
         now = (h0 - h1) / h0
         result.append(Recheck(doc_id, t, chunk_id, gains[t], now, h0, h1, now <= epsilon, policy_step))
-  return tables.all_gather(tables.from_records(Recheck, result))
+  return _of_all(tables.from_records(Recheck, result))
+
+
+def _of_all(table: pa.Table) -> pa.Table:
+  """The rows of all processes in the order of their numbers, which is that of the roots."""
+  if hosts.count() == 1:
+    return table
+  parts = hosts.all_gather(np.frombuffer(tables.to_bytes(table), np.uint8))
+  # In one piece, as a single process would have made it: how a file lies depends on the pieces.
+  return pa.concat_tables([tables.from_bytes(part.tobytes()) for part in parts]).combine_chunks()

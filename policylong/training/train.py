@@ -16,7 +16,7 @@ from etils import epath
 from tqdm import tqdm
 
 from policylong import config as config_lib
-from policylong import hardware
+from policylong import hardware, hosts
 from policylong.errors import UserError
 from policylong.model.qwen import ModelConfig, Params
 from policylong.training.batches import Batches
@@ -188,6 +188,7 @@ class Trainer:
       with jax.set_mesh(self._mesh):
         self._compiled = step.lower(self._abstract, Batch(tokens, tokens)).compile()
       memory = self._compiled.memory_analysis()
+      hosts.barrier("compiled")  # the first step's collectives have less patience
       logging.info("training step compiled in %.1f s; each device: state %.2f GiB, temporaries %.2f GiB",
                    time.perf_counter() - begin, memory.argument_size_in_bytes / 2**30,
                    memory.temp_size_in_bytes / 2**30)
