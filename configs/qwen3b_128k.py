@@ -1,18 +1,66 @@
 """The paper's setting: Qwen2.5-3B from 32K to 131,072 tokens in 4 rounds of 1B tokens.
 
-  python -m policylong.main --config=configs/qwen3b_128k.py --workdir=gs://BUCKET/qwen3b \\
-    --config.model.path=DIR_OF_QWEN2.5_3B --config.retrieval.embedder_path=DIR_OF_QWEN3_EMBEDDING_0.6B
+  python -m policylong.main --config=configs/qwen3b_128k.py:v5p:4x4x4 --workdir=DIR_THAT_ALL_HOSTS_SHARE \\
+    --config.model.path=DIR_OF_QWEN2.5-3B --config.retrieval.embedder_path=DIR_OF_QWEN3_EMBEDDING_0.6B
+
+on every host of the slice; the argument is a key of SLICES, and docs/pods.md says what each of them holds and how fast
+it should be. `:runlocal` is the same run, shrunk to eight simulated devices of a laptop and SmolLM2-135M.
 
 Values marked P are PolicyLong's own (arXiv 2604.07809), E are EntropyLong's (arXiv 2510.02330), which the
-group's later paper builds on, D are decisions of this project where no source says. Hardware: TPU pods; which
-slice holds it, and how fast it is, has not been established yet.
+group's later paper builds on, D are decisions of this project where no source says.
 """
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+# Slice -> how a step lies on it: sequences over fsdp, the tokens of each over context, as few as leave 16K tokens or
+# more to a device; accumulation, and what is kept for the backward pass, as memory allows.
+SLICES = {
+    "v5p:4x4x4": {"fsdp": 16, "context": 4, "accumulation": 2, "remat": "attention"},
+    "v5e:8x8": {"fsdp": 8, "context": 8, "accumulation": 2, "remat": "full"},
+    "v6e:8x8": {"fsdp": 16, "context": 4, "accumulation": 2, "remat": "attention"},
+}
 
-def get_config() -> ConfigDict:
+
+def get_config(slice_: str = "v5p:4x4x4") -> ConfigDict:
+  """The run on a slice of `SLICES`, or "runlocal"."""
+  if slice_ == "runlocal":
+    return shrunk(paper())
+  return on_slice(paper(), SLICES, slice_)
+
+
+def on_slice(config: ConfigDict, slices: dict, slice_: str) -> ConfigDict:
+  """A config laid over one of the slices that it is made for."""
+  if slice_ not in slices:
+    raise ValueError(f"the config knows no slice {slice_!r}: use one of {', '.join(slices)}, or runlocal")
+  layout = slices[slice_]
+  config.mesh.fsdp, config.mesh.context = layout["fsdp"], layout["context"]
+  config.training.accumulation, config.training.remat = layout["accumulation"], layout["remat"]
+  return config
+
+
+def shrunk(config: ConfigDict) -> ConfigDict:
+  """The same program, small: eight simulated devices, ring attention, what `make material` fetches."""
+  config.rounds = 2
+  config.model.update({"path": "material/smollm2.gguf", "rope_theta": 1e6})
+  config.corpus.sources = ({"name": "sotu", "kind": "text", "path": "material/sotu/*.txt", "id_field": "",
+                            "text_field": "", "split": ""},)
+  config.corpus.cache_dir = "runs/cache"
+  # No second model to fetch: n-grams, hashed.
+  config.retrieval.update({"embedder": "hashed", "embedder_path": "", "index": "exact"})
+  # A small model gains less from a context, so epsilon comes from the control (see configs/demo.py).
+  config.screening.update({
+      "roots_per_round": 8, "roots_per_shard": 1, "root_tokens": 256, "alpha": 1.0, "max_anchors_per_root": 4,
+      "top_k": 4, "max_chunk_tokens": 256, "tokens_per_batch": 1024, "epsilon": None, "epsilon_from_control": 0.05,
+      "negatives_per_positive": 8})
+  config.synthesis.sequence_length = 1024
+  config.training.update({"steps_per_round": 2, "batch_size": 2, "context_attention": "ring"})
+  config.mesh.update({"fsdp": 2, "context": 4, "simulated_devices": 8})
+  return config
+
+
+def paper() -> ConfigDict:
+  """The setting itself."""
   return ConfigDict({
       # Every random choice follows from it.
       "seed": 0,
@@ -152,7 +200,7 @@ def get_config() -> ConfigDict:
       },
       # Devices along each axis; -1: all that are left. simulated_devices: so many CPU devices (of all processes
       # together) in the place of real ones; 0: the real ones.
-      "mesh": {"data": 1, "fsdp": -1, "context": 4, "tensor": 1, "simulated_devices": 0},
+      "mesh": {"data": 1, "fsdp": 16, "context": 4, "tensor": 1, "simulated_devices": 0},
       "report": {
           # Roots shown in full on the page, for each round.
           "roots": 4,

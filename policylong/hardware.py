@@ -1,11 +1,14 @@
 """Peak matmul rate of the devices, in bf16 FLOP/s: what "share of peak" is a share of."""
 
+import dataclasses
 import functools
 import time
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+
+from policylong.errors import UserError
 
 # Start of `device_kind` -> dense bf16 FLOP/s of one JAX device (Google Cloud TPU and NVIDIA data sheets).
 # The first match counts, so a longer name stands before its own beginning. A TPU7x chip (2307 TFLOP/s)
@@ -22,6 +25,39 @@ PEAKS = {
     "NVIDIA H200": 989e12,
     "NVIDIA A100": 312e12,
 }
+
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """A TPU chip, as far as estimates need it: FLOP/s in bf16, core clock in Hz, memory that programs may use, bytes/s of
+  all its links to other chips together."""
+  peak_flops: float
+  clock_hz: float
+  hbm_bytes: int
+  link_bytes_per_second: float
+
+
+# Clock: the peak divided by what the chip's matrix units do in a cycle (4 of 128 x 128 in v5e, 8 in v5p, 4 of 256 x 256
+# in v6e). Memory: what the compiler allows. Links: Google Cloud's data sheets (1,600, 4,800, 3,584 Gbit/s a chip).
+CHIPS = {
+    "TPU v5 lite": Chip(197e12, 1.50e9, int(15.75 * 2**30), 200e9),
+    "TPU v5": Chip(459e12, 1.75e9, int(95.74 * 2**30), 600e9),
+    "TPU v6": Chip(918e12, 1.75e9, int(31.25 * 2**30), 448e9),
+}
+
+
+def chip_of(device: jax.Device) -> Chip:
+  """What is known of a device's chip.
+
+  Raises:
+    UserError: nothing is.
+  """
+  kind = device.device_kind
+  chip = next((chip for name, chip in CHIPS.items() if kind.startswith(name)), None)
+  if chip is None:
+    raise UserError(f"nothing is known of the chip {kind!r}: estimates are made for {', '.join(CHIPS)} (v5e, v5p, v6e)")
+  return chip
 
 
 def peak_flops(devices: Sequence[jax.Device]) -> float | None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from policylong import config
@@ -34,8 +35,10 @@ RULES = (
 def make_mesh(sizes: config.Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
   """A mesh with the axes `AXES` over `devices` (all of them by default); a size of -1 takes what is left.
 
+  Neighbours on an axis are neighbours in the machine; of several TPU slices each holds whole parts of data.
+
   Raises:
-    UserError: the sizes do not multiply to the number of devices.
+    UserError: the sizes do not multiply to the number of devices, or data to that of the slices.
   """
   devices = jax.devices() if devices is None else devices
   shape = [getattr(sizes, axis) for axis in AXES]
@@ -47,7 +50,22 @@ def make_mesh(sizes: config.Mesh, devices: Sequence[jax.Device] | None = None) -
     shape[shape.index(-1)] = len(devices) // fixed
   elif fixed != len(devices):
     raise UserError(f"mesh ({named}) needs {fixed} devices, but there are {len(devices)}")
-  return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+  return jax.sharding.Mesh(_arranged(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arranged(shape: list[int], devices: Sequence[jax.Device]) -> np.ndarray:
+  if devices[0].platform != "tpu":
+    return np.asarray(devices).reshape(shape)
+  slices = len({getattr(device, "slice_index", 0) for device in devices})
+  # An axis may be part of an axis of the machine, as 8 is of 4 x 4 x 4.
+  if slices == 1:
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+  data, *rest = shape
+  if data % slices:
+    raise UserError(f"mesh.data is {data}, but there are {slices} slices: between slices only the axis data is split, "
+                    f"so make it a multiple of {slices}")
+  return mesh_utils.create_hybrid_device_mesh((data // slices, *rest), (slices, 1, 1, 1), devices,
+                                              allow_split_physical_axes=True)
 
 
 def local_mesh(mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:

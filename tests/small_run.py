@@ -119,9 +119,9 @@ if __name__ == "__main__":
   kill = sys.argv.pop(1)
   if kill:
     _die_at(kill)
-  from policylong import main
+  from policylong import command_line, main
   from policylong.errors import run_command
   from policylong.retrieval import store
   store.SHARD_ROWS = 16  # several files of vectors even of so few chunks, so that every process has some
-  main._parse_flags()
+  command_line.parse(main.__doc__, required=("config", "workdir"))
   run_command(main.main)

@@ -53,6 +53,8 @@ def gather_forward(local: Local, axis: str, q: jax.Array, k: jax.Array, v: jax.A
 def gather_backward(local: Local, axis: str, q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None,
                     out: jax.Array, lse: jax.Array, d_out: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
   """(dq, dk, dv), float32."""
+  # Not before they are needed: a forward pass that is computed again just before gathers the same.
+  k, v, d_out = lax.optimization_barrier((k, v, d_out))
   all_k, all_v, tokens, order = _gathered(axis, q, k, v, segments)
   dq, dk, dv = local.backward(q, all_k, all_v, tokens, order, out, lse, d_out)
   # Summed over devices in the keys' own digits, as the reduce-scatter of every other gradient.

@@ -12,6 +12,7 @@ Letters: B batch, Q queries, T keys, N query heads, K key/value heads, H head si
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 
@@ -50,7 +51,8 @@ def forward(q: jax.Array, k: jax.Array, v: jax.Array, tokens: Tokens, order: Ord
         for_queries, None, None, q, k, v, segments, is_mqa=False, save_residuals=True, block_sizes=block_sizes,
         residual_checkpoint_name=None, **_common(order))
     return out, lse
-  out, lse = jax.vmap(one)(*arrays, segments)
+  # The kernel's lse stands in 128 equal lanes: the barrier cuts it out now and not when it is needed.
+  out, lse = lax.optimization_barrier(jax.vmap(one)(*arrays, segments))
   return (_restore(out, queries, q.shape[1]).astype(jnp.float32),
           _restore(lse[..., None], queries, q.shape[1])[..., 0])
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from policylong import mesh as meshes
 from policylong.errors import UserError
 from policylong.likelihood import loss, reference, streaming
 
@@ -30,8 +31,8 @@ class Likelihood(NamedTuple):
 
 def token_likelihood(
     hidden: Float[Array, "*tokens D"], output_matrix: Float[Array, "V D"], targets: Int[Array, "*tokens"], *,
-    implementation: str | None = None, token_block: int = streaming.TOKEN_BLOCK,
-    vocab_block: int = streaming.VOCAB_BLOCK, axis_name: str | None = None) -> Likelihood:
+    implementation: str | None = None, token_block: int | None = None, vocab_block: int | None = None,
+    axis_name: str | None = None) -> Likelihood:
   """nll of each target, entropy of each prediction and logsumexp, for scoring (see `next_token_loss`).
 
   Args:
@@ -40,8 +41,7 @@ def token_likelihood(
     output_matrix: one row a token of the vocabulary (the embedding, if tied).
     targets: rows of the matrix, 0 .. V - 1.
     implementation: "streaming" (the choice of None) or "reference".
-    token_block, vocab_block: the tile of logits that is held at a time; the defaults are the fastest on
-      two CPU cores, an accelerator wants more tokens.
+    token_block, vocab_block: the tile of logits that is held at a time; None chooses by platform.
     axis_name: inside `jax.shard_map`, the mesh axis over which the rows of the matrix are sharded, in
       order; targets still count over the whole vocabulary. Streaming only.
 
@@ -65,32 +65,35 @@ def token_likelihood(
                       "use 'streaming'")
     values = reference.token_likelihood(*arrays)
   else:
-    values = streaming.token_likelihood(*arrays, token_block, vocab_block, axis_name)
+    values = streaming.token_likelihood(*arrays, *_blocks(token_block, vocab_block), axis_name)
   return Likelihood(*(x.reshape(targets.shape) for x in values))
 
 
 def next_token_loss(
     hidden: Float[Array, "*tokens D"], output_matrix: Float[Array, "V D"], targets: Int[Array, "*tokens"],
-    weights: Float[Array, "*tokens"], *, token_block: int = streaming.TOKEN_BLOCK,
-    vocab_block: int = streaming.VOCAB_BLOCK, axis_name: str | None = None
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    weights: Float[Array, "*tokens"], *, token_block: int | None = None, vocab_block: int | None = None,
+    axis_name: str | None = None, column_axes: tuple[str, ...] = ()) -> tuple[Float[Array, ""], Float[Array, ""]]:
   """(sum of weights * nll in nats, sum of weights): divide for the mean, after summing over devices.
 
   For training: the gradient keeps one float32 a token (lse) and computes the logits again, tile by tile;
   sums over tokens and over the vocabulary are float32, the gradients have the dtypes of their arrays.
-  Arguments as in `token_likelihood`. `axis_name` works inside `jax.shard_map`.
+  Arguments as in `token_likelihood`; inside `jax.shard_map`, `column_axes` are the mesh axes over which the
+  columns of the matrix are sharded. They are gathered once, their gradient is reduced block by block.
   """
-  _check_shapes(hidden, output_matrix, targets)
+  if not column_axes:
+    _check_shapes(hidden, output_matrix, targets)
   T, D = targets.size, hidden.shape[-1]
-  nll = loss.nll(hidden.reshape(T, D), output_matrix, targets.reshape(T), token_block, vocab_block, axis_name)
+  token_block, vocab_block = _blocks(token_block, vocab_block)
+  nll = loss.nll(hidden.reshape(T, D), output_matrix, targets.reshape(T), token_block, vocab_block, axis_name,
+                 column_axes)
   weights = weights.reshape(T).astype(jnp.float32)
   return jnp.sum(weights * nll), jnp.sum(weights)
 
 
 def sharded_token_likelihood(
     hidden: Float[Array, "B S D"], output_matrix: Float[Array, "V D"], targets: Int[Array, "B S"], *,
-    mesh: Mesh, vocab_axis: str, batch_axes: tuple[str, ...] = (), token_block: int = streaming.TOKEN_BLOCK,
-    vocab_block: int = streaming.VOCAB_BLOCK) -> Likelihood:
+    mesh: Mesh, vocab_axis: str, batch_axes: tuple[str, ...] = (), token_block: int | None = None,
+    vocab_block: int | None = None) -> Likelihood:
   """`token_likelihood` with the matrix's rows sharded over one mesh axis and the batch over others.
 
   Raises:
@@ -107,6 +110,12 @@ def sharded_token_likelihood(
                            axis_name=vocab_axis)
   return jax.shard_map(body, mesh=mesh, in_specs=(tokens, PartitionSpec(vocab_axis), tokens),
                        out_specs=tokens)(hidden, output_matrix, targets)
+
+
+def _blocks(token_block: int | None, vocab_block: int | None) -> tuple[int, int]:
+  """The tile of logits, by platform where it is left open."""
+  best = streaming.CPU_BLOCKS if meshes.platform() == "cpu" else streaming.ACCELERATOR_BLOCKS
+  return best[0] if token_block is None else token_block, best[1] if vocab_block is None else vocab_block
 
 
 def _check_shapes(hidden, output_matrix, targets) -> None:

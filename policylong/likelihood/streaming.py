@@ -25,8 +25,10 @@ from policylong.elementwise import exp
 # A tile of 512 x 2048 float32 logits is 4 MB, the second-level cache of two cores: there the product runs
 # at 1000 GFLOP/s, at 400 with 2048 x 8192. On the same measurement 512 x 1024 takes 1.5 times as long,
 # 256 x 2048 1.3 times.
-TOKEN_BLOCK = 512
-VOCAB_BLOCK = 2048
+CPU_BLOCKS = (512, 2048)
+# 64 MB of float32 logits: tall enough that reading the output matrix again for each block of tokens is hidden
+# behind the products (600 operations a byte read).
+ACCELERATOR_BLOCKS = (2048, 8192)
 
 # A tile is folded eightfold before anything is carried, so the carry is an eighth of its width.
 _FOLDS = 8

@@ -187,10 +187,13 @@ class Layer(nnx.Module):
       mixed = attention(q, k, v, segment_ids=segment_ids, context=how.context, implementation=how.implementation)
       x = self._add(x, _matmul("bsnh,nhd->bsd", mixed, self.out))
     with jax.named_scope("mlp"):
+      x, *weights = _finished_together(x, self.gate[...], self.up[...])
       h = rms_norm(x, self.mlp_norm[...], eps).astype(x.dtype)
-      hidden = nnx.silu(_matmul("bsd,df->bsf", h, self.gate)) * _matmul("bsd,df->bsf", h, self.up)
+      # The widest arrays of a layer: kept in x's digits, computed with in float32.
+      gate, up = (_matmul("bsd,df->bsf", h, weight).astype(x.dtype) for weight in weights)
+      hidden = nnx.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
       hidden = meshes.constrain(hidden.astype(x.dtype), ("batch", "sequence", "mlp"))
-      return self._add(x, _matmul("bsf,fd->bsd", hidden, self.down))
+      return self._add(x, _matmul("bsf,fd->bsd", *_finished_together(hidden, self.down[...])))
 
   def _project(self, name: str, h: Float[Array, "B S D"]) -> Float[Array, "B S heads H"]:
     out = _matmul("bsd,dnh->bsnh", h, getattr(self, name))
@@ -219,7 +222,7 @@ class Decoder(nnx.Module):
     placed = jnp.arange(tokens.shape[1])[None] if positions is None else positions
     cos, sin = rope.rotation(placed, config.head_dim, config.rope_theta, config.yarn)
     with jax.named_scope("embed"):
-      x = meshes.constrain(embed(self.embedding[...], tokens).astype(compute_dtype), ("batch", "sequence", None))
+      x = meshes.constrain(embed(self.embedding[...], tokens, compute_dtype), ("batch", "sequence", None))
     structure, stacked = nnx.split(self.layers)
 
     def step(x: Array, weights: nnx.State) -> tuple[Array, None]:
@@ -234,20 +237,19 @@ class Decoder(nnx.Module):
     return rms_norm(x, self.final_norm[...], config.norm_eps).astype(compute_dtype)
 
 
-def embed(table: Float[Array, "V D"], tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
-  """table[tokens]. Over devices each looks up its own columns for everybody's tokens, which then change places.
+def embed(table: Float[Array, "V D"], tokens: Int[Array, "B S"], dtype: jnp.dtype) -> Float[Array, "B S D"]:
+  """table[tokens] as `dtype`. Of many devices each looks up its own columns for all, and then they are exchanged.
 
-  So the table is never gathered, nor its gradient: at 128K tokens and 150,000 rows both are far larger than
-  what was looked up.
+  So the table is never gathered, nor its gradient: at 150,000 rows both are far larger than what was looked up.
   """
   if meshes.current() is None:
-    return table[tokens]
+    return table[tokens].astype(dtype)
   axes = dict(meshes.RULES)["embed"]
 
   def local(table, tokens):
     everybody = lax.all_gather(tokens, axes) - lax.axis_index("tensor") * table.shape[0]
     here = (everybody >= 0) & (everybody < table.shape[0])
-    columns = jnp.where(here[..., None], table[jnp.clip(everybody, 0, table.shape[0] - 1)], 0)
+    columns = jnp.where(here[..., None], table[jnp.clip(everybody, 0, table.shape[0] - 1)], 0).astype(dtype)
     columns = lax.psum(columns, "tensor")
     return lax.all_to_all(columns, axes, split_axis=0, concat_axis=3, tiled=True)[0]
   spec = meshes.partition_spec
@@ -261,7 +263,21 @@ def rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"], eps: float) -> 
   return x * lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps) * scale.astype(jnp.float32)
 
 
-def _matmul(letters: str, x: Array, weight: nnx.Param) -> Array:
+@jax.custom_vjp
+def _finished_together(*arrays: Array) -> tuple[Array, ...]:
+  """The arrays; none of their gradients is used before all are there.
+
+  Else the compiler goes on into attention's backward pass while the weights of the MLP still wait for their
+  gradients, and its widest arrays lie in memory beside attention's, or one of them beside the next.
+  """
+  return arrays
+
+
+_finished_together.defvjp(lambda *arrays: (arrays, None),
+                          lambda _, gradients: tuple(lax.optimization_barrier(gradients)))
+
+
+def _matmul(letters: str, x: Array, weight: nnx.Param | Array) -> Array:
   """Inputs in x's dtype, sums and result in float32; the gradient's products take inputs in x's dtype too."""
   return _product(letters, x, weight[...].astype(x.dtype))
 

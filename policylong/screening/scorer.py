@@ -31,6 +31,43 @@ class Row:
   bucket: int
 
 
+def bucket(length: int, multiple: int) -> int:
+  """The padded length of a row: a multiple of `multiple`, at most eight an octave, so a handful over a stage."""
+  step = max(multiple, (1 << (length - 1).bit_length()) // 8)
+  return -(-length // step) * step
+
+
+class Programs:
+  """The two scoring programs of a model over a mesh: whole weights on each device, rows spread over all.
+
+  traces: (params, tokens int32[B, S]) -> Likelihood of tokens 1 .. S-1, [B, S-1].
+  entropies: (params, tokens int32[B, S], positions int32[B, A]) -> H of these tokens, [B, A].
+  """
+
+  def __init__(self, model: ModelConfig, mesh: jax.sharding.Mesh, dtype: jnp.dtype):
+    self.replicated, self.rows = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(AXES)))
+    hidden = functools.partial(hidden_states, config=model, compute_dtype=dtype)
+
+    def traces(params, tokens):
+      states = hidden(params, tokens=tokens)
+      return token_likelihood(states[:, :-1], output_matrix(params, model), tokens[:, 1:])
+
+    def entropies(params, tokens, positions):
+      states = hidden(params, tokens=tokens)
+      # The output matrix meets only the positions that are read; H_t is predicted one position earlier.
+      states = jnp.take_along_axis(states, positions[..., None] - 1, axis=1)
+      targets = jnp.take_along_axis(tokens, positions, axis=1)
+      return token_likelihood(states, output_matrix(params, model), targets).entropy
+
+    def of_each_device(function, arrays):
+      rows = (self.rows.spec,) * arrays
+      # One device's rows are nobody else's business: inside shard_map nothing can be spread by the compiler.
+      local = jax.shard_map(function, mesh=mesh, in_specs=(PartitionSpec(), *rows), out_specs=self.rows.spec,
+                            check_vma=False)
+      return jax.jit(local, in_shardings=(self.replicated, *(self.rows,) * arrays), out_shardings=self.rows)
+    self.traces, self.entropies = of_each_device(traces, 1), of_each_device(entropies, 2)
+
+
 class Scorer:
   """Entropies under one policy.
 
@@ -53,28 +90,11 @@ class Scorer:
     cast = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(self._dtype), tree),
                    out_shardings=NamedSharding(mesh, PartitionSpec()))
     self._params = jax.tree.map(lambda x: local_copy(x, self._mesh), cast(params))
-    replicated, rows = (NamedSharding(self._mesh, spec) for spec in (PartitionSpec(), PartitionSpec(AXES)))
-    self._rows = rows
-    hidden = functools.partial(hidden_states, config=model, compute_dtype=self._dtype)
-
-    def traces(params, tokens):  # [B, S] -> nll, entropy, lse [B, S-1] of tokens 1 .. S-1
-      states = hidden(params, tokens=tokens)
-      return token_likelihood(states[:, :-1], output_matrix(params, model), tokens[:, 1:])
-
-    def entropies(params, tokens, positions):  # [B, S], [B, A] -> H [B, A]
-      states = hidden(params, tokens=tokens)
-      # The output matrix meets only the positions that are read; H_t is predicted one position earlier.
-      states = jnp.take_along_axis(states, positions[..., None] - 1, axis=1)
-      targets = jnp.take_along_axis(tokens, positions, axis=1)
-      return token_likelihood(states, output_matrix(params, model), targets).entropy
-
-    self._traces = jax.jit(traces, in_shardings=(replicated, rows), out_shardings=rows)
-    self._entropies = jax.jit(entropies, in_shardings=(replicated, rows, rows), out_shardings=rows)
+    self._programs = Programs(model, self._mesh, self._dtype)
 
   def bucket(self, length: int) -> int:
-    """The padded length of a row: at most eight shapes an octave, so a handful over a stage."""
-    step = max(self._bucket_multiple, (1 << (length - 1).bit_length()) // 8)
-    return -(-length // step) * step
+    """The padded length of a row of `length` tokens."""
+    return bucket(length, self._bucket_multiple)
 
   def traces(self, rows: Sequence[np.ndarray], progress: Callable[[int], None] = lambda tokens: None
              ) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -97,7 +117,7 @@ class Scorer:
                           for x in (entropy, nll))
       progress(sum(len(rows[i]) for i in indices))
 
-    self._run(full, lambda tokens, _: self._traces(self._params, tokens), 0, collect)
+    self._run(full, lambda tokens, _: self._programs.traces(self._params, tokens), 0, collect)
     return result
 
   def entropies(self, rows: Sequence[Row], most_positions: int,
@@ -119,7 +139,7 @@ class Scorer:
         result[i] = values[:len(rows[i].positions)]
       progress(sum(len(rows[i].tokens) for i in indices))
 
-    self._run(rows, lambda tokens, positions: self._entropies(self._params, tokens, positions),
+    self._run(rows, lambda tokens, positions: self._programs.entropies(self._params, tokens, positions),
               most_positions, collect)
     return result
 
@@ -134,7 +154,7 @@ class Scorer:
           tokens[k, :len(rows[i].tokens)] = rows[i].tokens
           positions[k, :len(rows[i].positions)] = rows[i].positions
         # Put by hand: with several processes jit takes no numpy array to be split, not even over local devices.
-        scores = program(*jax.device_put((tokens, positions), self._rows))
+        scores = program(*jax.device_put((tokens, positions), self._programs.rows))
         if waiting:
           collect(*waiting)
         waiting = (indices, scores)

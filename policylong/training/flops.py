@@ -22,3 +22,14 @@ def train_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
   matmuls = nonembedding_params(config) + config.vocab_size * config.embed_dim
   attention = config.num_layers * sequence_length * config.num_heads * config.head_dim
   return 6.0 * matmuls + 6.0 * attention
+
+
+def score_flops(config: ModelConfig, rows: int, length: int, read: int) -> float:
+  """Of a forward pass over `rows` rows of `length` tokens whose output matrix meets `read` of them in all."""
+  matmuls = 2.0 * nonembedding_params(config) * rows * length + 2.0 * config.vocab_size * config.embed_dim * read
+  return matmuls + 2 * config.num_layers * rows * attention_product_flops(config, length)
+
+
+def attention_product_flops(config: ModelConfig, length: int) -> float:
+  """Of one of attention's products (scores, or values) in one layer over one causal sequence: S^2 N H."""
+  return float(length) ** 2 * config.num_heads * config.head_dim

@@ -74,18 +74,17 @@ def mean_loss(params: Params, model_config: ModelConfig, tokens: Int[Array, "B L
 
 def _summed_loss(hidden, matrix, targets):
   """(sum of the nll of all targets, their number), over all devices."""
-  def local(hidden, matrix, targets, vocab_axis=None):
-    return next_token_loss(hidden, matrix, jnp.maximum(targets, 0), targets != NO_TARGET, axis_name=vocab_axis)
+  rules = dict(meshes.RULES)
+
+  def local(hidden, matrix, targets, **axes):
+    return next_token_loss(hidden, matrix, jnp.maximum(targets, 0), targets != NO_TARGET, **axes)
 
   def spread(hidden, matrix, targets):
-    # Whole along D once, before the loss's loop over blocks, and not once a block.
-    matrix = lax.all_gather(matrix, embed, axis=1, tiled=True)
-    return jax.tree.map(lambda x: lax.psum(x, tokens), local(hidden, matrix, targets, "tensor"))
+    sums = local(hidden, matrix, targets, axis_name="tensor", column_axes=rules["embed"])
+    return jax.tree.map(lambda x: lax.psum(x, rules["batch"] + rules["sequence"]), sums)
 
   if meshes.current() is None:
     return local(hidden, matrix, targets)
-  rules = dict(meshes.RULES)
-  embed, tokens = rules["embed"], rules["batch"] + rules["sequence"]
   specs = [meshes.partition_spec(axes) for axes in (("batch", "sequence", None), ("vocab", "embed"),
                                                     ("batch", "sequence"))]
   return jax.shard_map(spread, in_specs=tuple(specs), out_specs=PartitionSpec())(hidden, matrix, targets)

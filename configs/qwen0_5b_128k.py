@@ -1,0 +1,24 @@
+"""Qwen2.5-0.5B in the setting of configs/qwen3b_128k.py.
+
+  python -m policylong.main --config=configs/qwen0_5b_128k.py:v5p:2x2x2 --workdir=DIR_THAT_ALL_HOSTS_SHARE \\
+    --config.model.path=DIR_OF_QWEN2.5-0.5B --config.retrieval.embedder_path=DIR_OF_QWEN3_EMBEDDING_0.6B
+
+on every host of the slice; memory and estimated speed are in docs/pods.md.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import qwen3b_128k
+
+SLICES = {
+    "v5p:2x2x2": {"fsdp": 2, "context": 4, "accumulation": 2, "remat": "attention"},
+    "v5e:4x4": {"fsdp": 4, "context": 4, "accumulation": 4, "remat": "full"},
+    "v6e:4x4": {"fsdp": 4, "context": 4, "accumulation": 4, "remat": "full"},
+}
+
+
+def get_config(slice_: str = "v5p:2x2x2") -> ConfigDict:
+  """The run on a slice of `SLICES`."""
+  config = qwen3b_128k.paper()
+  config.model.path = "models/Qwen2.5-0.5B"
+  return qwen3b_128k.on_slice(config, SLICES, slice_)

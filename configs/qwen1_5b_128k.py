@@ -1,0 +1,24 @@
+"""Qwen2.5-1.5B in the setting of configs/qwen3b_128k.py.
+
+  python -m policylong.main --config=configs/qwen1_5b_128k.py:v5p:4x4x4 --workdir=DIR_THAT_ALL_HOSTS_SHARE \\
+    --config.model.path=DIR_OF_QWEN2.5-1.5B --config.retrieval.embedder_path=DIR_OF_QWEN3_EMBEDDING_0.6B
+
+on every host of the slice; memory and estimated speed are in docs/pods.md.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import qwen3b_128k
+
+SLICES = {
+    "v5p:4x4x4": {"fsdp": 16, "context": 4, "accumulation": 2, "remat": "attention"},
+    "v5e:8x8": {"fsdp": 8, "context": 8, "accumulation": 2, "remat": "full"},
+    "v6e:8x8": {"fsdp": 16, "context": 4, "accumulation": 2, "remat": "attention"},
+}
+
+
+def get_config(slice_: str = "v5p:4x4x4") -> ConfigDict:
+  """The run on a slice of `SLICES`."""
+  config = qwen3b_128k.paper()
+  config.model.path = "models/Qwen2.5-1.5B"
+  return qwen3b_128k.on_slice(config, SLICES, slice_)
