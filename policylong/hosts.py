@@ -168,6 +168,7 @@ def _check(coordinator_address, num_processes, process_id, simulated_devices) ->
 def _connect(coordinator_address, num_processes, process_id) -> None:
   """Finds the other processes."""
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for a notice and go on
   log.info("waiting for the other processes, at most %d s", _START)
   if process_id:
     _wait_for_first(coordinator_address)

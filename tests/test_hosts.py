@@ -36,9 +36,7 @@ def run(config, workdir, processes, kill=(0, ""), own=lambda process: {}, **sett
   a process settings that the others do not have.
   """
   environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-  with socket.socket() as free:
-    free.bind(("localhost", 0))
-    address = f"localhost:{free.getsockname()[1]}"
+  address = free_address()
   running, logs = [], [Path(f"{workdir}.{process}.log") for process in range(processes)]
   for process in range(processes):
     flags = [f"--coordinator_address={address}", f"--num_processes={processes}", f"--process_id={process}"]
@@ -55,6 +53,12 @@ def run(config, workdir, processes, kill=(0, ""), own=lambda process: {}, **sett
         process.kill()
     time.sleep(0.02)
   return [(process.returncode, log.read_text()) for process, log in zip(running, logs)]
+
+
+def free_address():
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    return f"localhost:{free.getsockname()[1]}"
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +128,17 @@ def test_a_mistake_in_one_process_ends_all_with_its_sentence(folder, tmp_path):
   assert sentence.splitlines()[-1].startswith("error: ") and "screening.alpha: 1.0 -> 2.0" in sentence
   assert told.splitlines()[-1] == sentence.splitlines()[-1].replace("error: ", "error: process 1 of 2 failed: ")
   assert "Traceback" not in told + sentence
+
+
+def test_a_process_that_is_told_to_end_ends():
+  program = ("import sys, time\nfrom policylong import hosts\n"
+             "with hosts.joined(sys.argv[1], 1, 0, 1):\n  print('joined', flush=True)\n  time.sleep(60)")
+  environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+  with subprocess.Popen([sys.executable, "-c", program, free_address()], stdout=subprocess.PIPE, text=True,
+                        stderr=subprocess.DEVNULL, cwd=REPOSITORY, env=environment) as process:
+    assert process.stdout.readline() == "joined\n"
+    process.terminate()
+    assert process.wait(30) == -signal.SIGTERM  # JAX's preemption service would have swallowed it
 
 
 @pytest.mark.slow
