@@ -2,15 +2,15 @@
 PYTHON ?= python3.12
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint environment material clean
+.PHONY: demo test test-all lint environment material tpu-compiler clean
 
 demo: environment material
 	$(BIN)/python -m policylong.main --config=configs/demo.py --workdir=runs/demo
 
-test: environment material lint
+test: environment material tpu-compiler lint
 	$(BIN)/python -m pytest
 
-test-all: environment material lint
+test-all: environment material tpu-compiler lint
 	$(BIN)/python -m pytest -m ""
 
 lint: environment
@@ -21,6 +21,14 @@ environment: .venv/done
 .venv/done: setup.py pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e ".[test]"
+	touch $@
+
+# For `python -m policylong.aot`. Beside the other packages and not among them, where JAX would look for a TPU with it.
+tpu-compiler: .venv/tpu-compiler/done
+
+.venv/tpu-compiler/done: .venv/done
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --upgrade \
+	  --target .venv/tpu-compiler libtpu==0.0.52
 	touch $@
 
 material: material/DONE

@@ -40,7 +40,11 @@ def on_slice(config: ConfigDict, slices: dict, slice_: str) -> ConfigDict:
 
 
 def shrunk(config: ConfigDict) -> ConfigDict:
-  """The same program, small: eight simulated devices, ring attention, what `make material` fetches."""
+  """The same program, small: eight simulated devices, ring attention, what `make material` fetches.
+
+  It shows that everything works together, in under three minutes, and nothing else: a step teaches little, and
+  epsilon lets a fifth of random contexts pass, so that a handful of roots has positives.
+  """
   config.rounds = 2
   config.model.update({"path": "material/smollm2.gguf", "rope_theta": 1e6})
   config.corpus.sources = ({"name": "sotu", "kind": "text", "path": "material/sotu/*.txt", "id_field": "",
@@ -50,11 +54,11 @@ def shrunk(config: ConfigDict) -> ConfigDict:
   config.retrieval.update({"embedder": "hashed", "embedder_path": "", "index": "exact"})
   # A small model gains less from a context, so epsilon comes from the control (see configs/demo.py).
   config.screening.update({
-      "roots_per_round": 8, "roots_per_shard": 1, "root_tokens": 256, "alpha": 1.0, "max_anchors_per_root": 4,
-      "top_k": 4, "max_chunk_tokens": 256, "tokens_per_batch": 1024, "epsilon": None, "epsilon_from_control": 0.05,
-      "negatives_per_positive": 8})
-  config.synthesis.sequence_length = 1024
-  config.training.update({"steps_per_round": 2, "batch_size": 2, "context_attention": "ring"})
+      "roots_per_round": 6, "roots_per_shard": 2, "root_tokens": 128, "min_root_tokens": 64, "alpha": 1.0,
+      "max_anchors_per_root": 3, "top_k": 3, "control_chunks": 2, "max_chunk_tokens": 128, "tokens_per_batch": 512,
+      "epsilon": None, "epsilon_from_control": 0.2, "negatives_per_positive": 4})
+  config.synthesis.sequence_length = 512
+  config.training.update({"steps_per_round": 1, "batch_size": 2, "context_attention": "ring"})
   config.mesh.update({"fsdp": 2, "context": 4, "simulated_devices": 8})
   return config
 

@@ -37,6 +37,7 @@ def bucket(length: int, multiple: int) -> int:
   return -(-length // step) * step
 
 
+@functools.cache  # every round has new weights and the same programs
 class Programs:
   """The two scoring programs of a model over a mesh: whole weights on each device, rows spread over all.
 

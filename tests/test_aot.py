@@ -1,0 +1,122 @@
+"""Programs compiled for TPUs that are not there: what fits in what, and what is refused."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from policylong.optimised_hlo import summarise
+
+GIB = 2**30
+
+
+def aot(*arguments):
+  """As a person runs it: a process of its own, since the compiler's settings are those of the process."""
+  environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+  return subprocess.run([sys.executable, "-m", "policylong.aot", *arguments], capture_output=True, text=True,
+                        env=environment, check=False)
+
+
+def compiled(tmp_path, *arguments):
+  done = aot(*arguments, f"--json={tmp_path / 'found.json'}")
+  assert done.returncode == 0, done.stderr[-2000:]
+  return json.loads((tmp_path / "found.json").read_text()), done.stdout
+
+
+def test_verification_of_3b_fits_one_v5e_chip_and_is_mostly_matmul(tmp_path):
+  found, text = compiled(tmp_path, "--config=configs/qwen3b_128k.py", "--topology=v5e:1x1", "--program=verify")
+  assert found["fits"] and found["devices"] == 1 and found["program"] == "verify"
+  assert found["peak_bytes"] < 7 * GIB < found["hbm_bytes"]
+  # 3.09 billion weights of two bytes
+  assert found["argument_bytes"] == pytest.approx(2 * 3.09e9, rel=0.01)
+  # 12 rows of 2,560 tokens: 2.77e9 weights outside of the embedding, attention, and the head at 64 anchors a row
+  by_hand = 30_720 * 2 * 2.774e9 + 12 * 36 * 2 * 2560**2 * 2048 + 12 * 64 * 2 * 151_936 * 2048
+  assert found["model_flops"] == pytest.approx(by_hand, rel=1e-3)
+  assert found["estimated_parts_seconds"]["matmul"] > 0.6 * found["estimated_step_seconds"]
+  assert 0.3 < found["estimated_mfu"] < 1
+  assert ": fits" in text and "of the peak" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config, topology, changes, most", [
+  ("qwen3b_128k", "v5p:4x4x4", ("mesh.fsdp=4", "mesh.context=16", "training.batch_size=8"), 6.5),
+  ("qwen1_5b_128k", "v5p:4x4x4", ("mesh.fsdp=16", "mesh.context=4", "training.batch_size=16"), 6.0),
+  ("qwen3b_128k", "v5e:8x8", ("mesh.fsdp=8", "mesh.context=8", "training.batch_size=16"), 8.8),
+  ("qwen3b_128k", "v6e:8x8", ("mesh.fsdp=8", "mesh.context=8", "training.batch_size=8"), 6.5),
+])
+def test_training_needs_no_more_than_promised(tmp_path, config, topology, changes, most):
+  changes += ("training.accumulation=1", "training.remat=full")
+  found, _ = compiled(tmp_path, f"--config=configs/{config}.py", f"--topology={topology}",
+                      *(f"--config.{change}" for change in changes))
+  assert (found["argument_bytes"] + found["temp_bytes"]) / GIB <= most
+  assert found["collectives"]["all-gather"]["count"] > 0
+
+
+@pytest.mark.parametrize("arguments, words", [
+  (("--topology=v9:4x4",), ["--topology is 'v9:4x4'", "cannot be compiled for"]),
+  (("--topology=pod",), ["'pod'", "v5p:4x4x4, v5e:8x8 or 2xv6e:16x16"]),
+  (("--topology=v5p:2x2x2",), ["fsdp 16, context 4", "needs 64 devices, but there are 8"]),
+  (("--topology=v5e:1x1", "--program=eval"), ["--program is 'eval'", "train, score, verify"]),
+  (("--topology=v5p:4x4x4", "--config.mesh.tensor=4", "--config.mesh.fsdp=4"),
+   ["kv_heads dimension is 2", "tensor = 4"]),
+  (("--topology=v5p:4x4x4", "--config.model.path=models/Other-3B"), ["'Other-3B' is none of the known", "Qwen2.5-3B"]),
+])
+def test_what_cannot_be_compiled_is_one_sentence(arguments, words):
+  done = aot("--config=configs/qwen3b_128k.py", *arguments)
+  assert done.returncode == 1
+  sentence = done.stderr.strip().splitlines()[-1]
+  assert sentence.startswith("error: ")
+  for word in words:
+    assert word in sentence, sentence
+
+
+def test_the_ring_sends_before_it_computes():
+  """The compiler's schedule: keys (and their gradients) are under way while kernels run, in loops and outside."""
+  environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+  done = subprocess.run([sys.executable, "-m", "tests.attention.ring_on_tpu"], capture_output=True, text=True,
+                        env=environment, check=False)
+  assert done.returncode == 0, done.stderr[-2000:]
+  computations = [part.split() for part in done.stdout.split("computation")]
+  overlapping = 0
+  for operations in computations:
+    under_way = 0
+    for operation in operations:
+      under_way += {"collective-permute-start": 1, "collective-permute-done": -1}.get(operation, 0)
+      overlapping += operation.startswith("splash") and under_way > 0
+    assert under_way == 0
+  # Forward: the own tokens, the loop, the last hop; backward: own, first, loop, last, of two kernels each. While the
+  # forward's last hop is computed nothing is left to be sent.
+  kernels = sum(operation.startswith("splash") for operations in computations for operation in operations)
+  assert kernels == 3 + 2 * 4 and overlapping >= kernels - 3, done.stdout
+
+
+def test_a_loop_counts_its_body_as_often_as_it_runs():
+  text = """HloModule m
+%product (p: f32[8,8]) -> f32[8,8] {
+  %p = f32[8,8]{1,0} parameter(0)
+  ROOT %convolution.1 = f32[8,8]{1,0} convolution(%p, %p), dim_labels=bf_io->bf
+}
+%cond (c: (s32[])) -> pred[] {
+  %constant.2 = s32[]{:T(128)} constant(36)
+  ROOT %compare = pred[] compare(%i, %constant.2), direction=LT
+}
+%body (b: (s32[])) -> (s32[]) {
+  %fusion.1 = f32[8,8]{1,0} fusion(%x), kind=kOutput, calls=%product, backend_config={"estimated_cycles":"100"}
+  %add.1 = f32[8,8]{1,0} add(%x, %x), backend_config={"window_config":{"estimated_cycles":"7"}}
+  %all-gather.3 = bf16[16,128]{1,0} all-gather(%y), channel_id=1
+  %collective-permute-start.1 = (bf16[4,2]{1,0}, bf16[4,2]{1,0}, u32[], u32[]) collective-permute-start(%y)
+  %splash_mha_fwd.4 = bf16[8,8]{1,0} custom-call(%q), custom_call_target="tpu_custom_call"
+}
+ENTRY %main (x: f32[8,8]) -> f32[8,8] {
+  %while.1 = (s32[]) while(%t), condition=%cond, body=%body
+  %add.9 = f32[8,8]{1,0} add(%x, %x), backend_config={"estimated_cycles":"9223372036854775807"}
+  %add.8 = f32[8,8]{1,0} add(%x, %x), backend_config={"estimated_cycles":"5"}
+}
+"""
+  found = summarise(text)
+  assert (found.matmul_cycles, found.other_cycles) == (3600, 36 * 7 + 5)
+  assert found.collectives == {"all-gather": {"count": 36, "bytes": 36 * 16 * 128 * 2},
+                               "collective-permute": {"count": 36, "bytes": 36 * 4 * 2 * 2}}
+  assert found.kernels == {"splash_mha_fwd": 36}
