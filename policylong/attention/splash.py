@@ -43,7 +43,7 @@ def unsuitable(platform: str, *, positions: bool) -> str | None:
 def forward(q: jax.Array, k: jax.Array, v: jax.Array, tokens: Tokens, order: Order | None
             ) -> tuple[jax.Array, jax.Array]:
   """(out [B, Q, N, H], lse [B, Q, N]), float32; see `api.IMPLEMENTATIONS`."""
-  queries, segments, order, arrays = _prepare(q, k, v, tokens, order)
+  queries, segments, arrays = _prepare(q, k, v, tokens, order)
   block_sizes, for_queries, _ = _tables(order, arrays[0].shape[2], arrays[1].shape[2])
 
   def one(q, k, v, segments):
@@ -60,7 +60,7 @@ def forward(q: jax.Array, k: jax.Array, v: jax.Array, tokens: Tokens, order: Ord
 def backward(q: jax.Array, k: jax.Array, v: jax.Array, tokens: Tokens, order: Order | None, out: jax.Array,
              lse: jax.Array, d_out: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
   """(dq, dk, dv), float32 values of q's digits; out and lse may be of more keys; see `api.IMPLEMENTATIONS`."""
-  queries, segments, order, arrays = _prepare(q, k, v, tokens, order)
+  queries, segments, arrays = _prepare(q, k, v, tokens, order)
   block_sizes, for_queries, for_keys = _tables(order, arrays[0].shape[2], arrays[1].shape[2])
   out, d_out = (_arrange(x.astype(q.dtype), queries) for x in (out, d_out))
   # The weights of what fills the last block up come out as 0.
@@ -87,7 +87,7 @@ class _Chunks:
 
 
 def _prepare(q, k, v, tokens: Tokens, order: Order | None):
-  """(chunks, SegmentIds or None, order, [q, k, v] as [B, heads, tokens, H]) with everything in multiples of LANES."""
+  """(chunks of queries, SegmentIds or None, [q, k, v] as [B, heads, tokens, H]), tokens filled up to LANES."""
   count = 1 if order is None else len(order.starts)
   queries, keys = _Chunks(count, q.shape[1] // count), _Chunks(1, k.shape[1])
   # The kernels do not scale; a head of 4^n numbers loses nothing by it, another half a unit of the last digit.
@@ -99,7 +99,7 @@ def _prepare(q, k, v, tokens: Tokens, order: Order | None):
   segments = None
   if q_segments is not None:
     segments = kernels.SegmentIds(_pad(q_segments, queries, 0), _pad(k_segments, keys, -1))
-  return queries, segments, order, [_arrange(x, chunks) for x, chunks in ((q, queries), (k, keys), (v, keys))]
+  return queries, segments, [_arrange(x, chunks) for x, chunks in ((q, queries), (k, keys), (v, keys))]
 
 
 def _common(order):
@@ -121,7 +121,7 @@ def _tables(order: Order | None, queries: int, keys: int):
                              block_kv_dkv=block_k, block_kv_dkv_compute=compute, block_q_dq=block_q,
                              block_kv_dq=block_k)
   n, m = queries // block_q, keys // block_k
-  across, down = jnp.arange(m)[None], jnp.arange(n)[:, None]
+  down, across = jnp.mgrid[:n, :m]
   if order is None:
     place, state = None, jnp.full((n, m), _FULL)
   else:
@@ -130,8 +130,8 @@ def _tables(order: Order | None, queries: int, keys: int):
     last = first + block_q - 1
     state = jnp.where(across * block_k > last, _EMPTY, jnp.where((across + 1) * block_k - 1 <= first, _FULL, _CUT))
   # An empty pair names the block that is in memory already, so that nothing is fetched for it.
-  column = jnp.where(state == _EMPTY, 0, across + 0 * down)
-  row = jnp.where(state == _EMPTY, jnp.argmax(state != _EMPTY, axis=0)[None], down + 0 * across)
+  column = jnp.where(state == _EMPTY, 0, across)
+  row = jnp.where(state == _EMPTY, jnp.argmax(state != _EMPTY, axis=0)[None], down)
   tables = []
   for following in (column, row):
     # Small numbers: the tables lie in the scalar memory, 1 MB.

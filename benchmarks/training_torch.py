@@ -1,0 +1,33 @@
+"""The other side of benchmarks/training.py; runs in an environment with torch and without this package.
+
+Reads the tokens (JSON) from the first line of standard input, then makes one training step for each further line.
+"""
+
+import json
+import os
+import sys
+import time
+
+import torch
+import transformers
+
+
+def main():
+  path = sys.argv[1]
+  model = transformers.AutoModelForCausalLM.from_pretrained(
+      os.path.dirname(path) or ".", gguf_file=os.path.basename(path), dtype=torch.float32)
+  optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1)
+  tokens = torch.tensor(json.loads(sys.stdin.readline()))
+  for _ in sys.stdin:
+    start = time.perf_counter()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+      loss = model(tokens, labels=tokens).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    print(json.dumps({"seconds": time.perf_counter() - start, "loss": float(loss)}), flush=True)
+
+
+if __name__ == "__main__":
+  main()
