@@ -10,10 +10,7 @@ needs. What was written is read again, and its logits on a fixed text are compar
 import argparse
 import dataclasses
 import json
-import os
 import pathlib
-import shutil
-import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +19,7 @@ import orbax.checkpoint as ocp
 
 from policylong.errors import UserError, run_command
 from policylong.model import hf, qwen, rope, tokenizer
+from policylong.workdir import new_directory
 
 TEXT = ("The survey of 1923 counted 412 houses, three mills and one bridge. By the next spring the bridge was gone, "
         "and the ferryman's daughter had learned to row before she could read.\n\n"
@@ -34,21 +32,11 @@ def save_orbax(params: qwen.Params, config: qwen.ModelConfig, tokenizer_, direct
   Raises:
     UserError: `directory` is there already.
   """
-  directory = pathlib.Path(directory).absolute()
-  if directory.exists():
-    raise UserError(f"{directory} is there already: give a directory that does not exist, or remove it")
-  directory.parent.mkdir(parents=True, exist_ok=True)
-  temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-  try:
+  with new_directory(directory) as temporary:
     with ocp.StandardCheckpointer() as checkpointer:
       checkpointer.save(temporary / "params", params)
     tokenizer_.save_pretrained(temporary / "tokenizer")
     (temporary / "model.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-    temporary.chmod(0o755)  # mkdtemp's folder is the owner's alone
-    os.rename(temporary, directory)
-  except BaseException:
-    shutil.rmtree(temporary, ignore_errors=True)
-    raise
 
 
 def load_orbax(directory: pathlib.Path, mesh: jax.sharding.Mesh | None = None):

@@ -13,8 +13,14 @@ The only module that knows the folder layout:
   metrics.jsonl, tensorboard/, report/index.html
 """
 
+import contextlib
 import hashlib
 import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
 
 from etils import epath
 
@@ -29,6 +35,27 @@ def write_atomically(path: epath.Path, data: bytes) -> None:
   temporary = path.with_name(f".{path.name}.tmp")
   temporary.write_bytes(data)
   temporary.replace(path)
+
+
+@contextlib.contextmanager
+def new_directory(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """A local folder that is there whole or not at all: the block fills a temporary beside it, renamed at the end.
+
+  Raises:
+    UserError: `directory` is there already.
+  """
+  directory = pathlib.Path(directory).absolute()
+  if directory.exists():
+    raise UserError(f"{directory} is there already: give a directory that does not exist, or remove it")
+  directory.parent.mkdir(parents=True, exist_ok=True)
+  temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+  try:
+    yield temporary
+    temporary.chmod(0o755)  # mkdtemp's folder is the owner's alone
+    os.rename(temporary, directory)
+  except BaseException:
+    shutil.rmtree(temporary, ignore_errors=True)
+    raise
 
 
 def write_json(path: epath.Path, value: dict) -> None:

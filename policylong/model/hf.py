@@ -8,8 +8,6 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
-import tempfile
 from contextlib import ExitStack
 from typing import Protocol
 
@@ -24,6 +22,7 @@ from policylong.errors import UserError
 from policylong.model import gguf_file, hf_config
 from policylong.model.names import NAMES, Tensor, ignored, lookup, our_shape, tensors, to_ours, to_theirs
 from policylong.model.qwen import ModelConfig, Params, abstract_params
+from policylong.workdir import new_directory
 
 _INDEX = "model.safetensors.index.json"
 # transformers reads shards of any size; 5 GB is what it writes
@@ -199,22 +198,12 @@ def export_hf(params: Params, config: ModelConfig, tokenizer, directory: str | o
   Raises:
     UserError: `directory` is there already.
   """
-  directory = pathlib.Path(directory).absolute()
-  if directory.exists():
-    raise UserError(f"{directory} is there already: give a directory that does not exist, or remove it")
-  directory.parent.mkdir(parents=True, exist_ok=True)
-  temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-  try:
+  with new_directory(directory) as temporary:
     _write_weights(params, config, temporary, shard_bytes)
     tokenizer.save_pretrained(temporary)
     values = hf_config.to_dict(config, jnp.dtype(params["embedding"].dtype).name)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     (temporary / "config.json").write_text(json.dumps({**values, **ids}, indent=2) + "\n", encoding="utf-8")
-    temporary.chmod(0o755)  # mkdtemp's folder is the owner's alone
-    os.rename(temporary, directory)
-  except BaseException:
-    shutil.rmtree(temporary, ignore_errors=True)
-    raise
 
 
 def _write_weights(params: Params, config: ModelConfig, directory: pathlib.Path, shard_bytes: int) -> None:
