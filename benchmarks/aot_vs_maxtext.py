@@ -18,10 +18,11 @@ import argparse
 import json
 import os
 import pathlib
-import re
 import subprocess
 import sys
 import tempfile
+
+from policylong.optimised_hlo import summarise
 
 CONFIG = "configs/qwen3b_128k.py"
 LENGTH = 131_072
@@ -44,8 +45,6 @@ ROWS = {
     "1.5b_v5p": {"shape": "1.5b", "topology": "v5p:4x4x4", "batch": 16, "fsdp": 16, "context": 4},
     "3b_v5e": {"shape": "3b", "topology": "v5e:8x8", "batch": 16, "fsdp": 8, "context": 8},
 }
-# What the compiler writes where it knows no estimate.
-NO_ESTIMATE = 2**63 - 1
 
 
 def main():
@@ -87,7 +86,8 @@ def compile_ours(libtpu, row):
     return compiled([sys.executable, "-m", "policylong.aot", f"--config={CONFIG}", f"--topology={row['topology']}",
                      "--program=train", f"--json={folder}/out.json", f"--config.model.path={folder}",
                      f"--config.synthesis.sequence_length={LENGTH}", f"--config.training.batch_size={row['batch']}",
-                     f"--config.mesh.fsdp={row['fsdp']}", f"--config.mesh.context={row['context']}"], libtpu, folder)
+                     f"--config.mesh.fsdp={row['fsdp']}", f"--config.mesh.context={row['context']}",
+                     "--config.training.accumulation=1", "--config.training.remat=full"], libtpu, folder)
 
 
 def compile_maxtext(python, libtpu, row, tiles):
@@ -127,30 +127,8 @@ def compiled(command, libtpu, folder):
 
 def estimated_cycles(program):
   """The estimates in an optimised TPU program, each times the trips of the loops around it."""
-  computations, entry = {}, None
-  for text in program.splitlines():
-    if head := re.match(r"(ENTRY )?%(\S+) \(.*\{$", text):
-      lines = computations.setdefault(head[2], [])
-      entry = head[2] if head[1] else entry
-    elif text.startswith("  "):
-      lines.append(text)
-
-  def trips(condition):
-    """A scan's condition compares its counter with the one constant there is."""
-    (limit,) = re.findall(r"= s32\[\]\S* constant\((\d+)\)", "\n".join(computations[condition]))
-    return int(limit)
-
-  def total(name):
-    cycles = 0
-    for text in computations[name]:
-      if (found := re.search(r'"estimated_cycles":"(\d+)"', text)) and int(found[1]) != NO_ESTIMATE:
-        cycles += int(found[1])
-      if loop := re.search(r" while\(.*condition=%([\w.-]+), body=%([\w.-]+)", text):
-        cycles += trips(loop[1]) * total(loop[2])
-      elif call := re.search(r" (?:call|call-start|async-start)\(.*(?:to_apply|calls)=%([\w.-]+)", text):
-        cycles += total(call[1])
-    return cycles
-  return total(entry)
+  found = summarise(program)
+  return found.matmul_cycles + found.other_cycles
 
 
 def maxtext_environment(python):
