@@ -99,30 +99,38 @@ def backward(q: jax.Array, k: jax.Array, v: jax.Array, tokens: Tokens, order: Or
 def _query_block_statistics(i, place, query, keys, values, tokens, order, layout):
   """(m, s, o) of query block i, which stands at key `place`, one block of keys after another."""
   shape = query.shape[:-1]
-  statistics = tuple(meshes.varying_as(x, query, keys, values) for x in (
-      jnp.full(shape, _LOWEST), jnp.zeros(shape), jnp.zeros(query.shape)))
   groups = shape[-1] // layout.block
 
   def step(j, statistics, masked):
     mask = _mask(tokens, order, i, place, j, layout, groups, masked)
     return _attend(statistics, query, keys[j], values[j], mask)
+  if _aligned(order, layout):
+    own = place // layout.block
+    return lax.fori_loop(0, own, lambda j, c: step(j, c, False), step(own, None, True))
+  statistics = tuple(meshes.varying_as(x, query, keys, values) for x in (
+      jnp.full(shape, _LOWEST), jnp.zeros(shape), jnp.zeros(query.shape)))
   for start, end, masked in _key_ranges(order, keys.shape[0], place, layout):
     statistics = lax.fori_loop(start, end, lambda j, c, masked=masked: step(j, c, masked), statistics)
   return statistics
 
 
 def _attend(statistics, query, keys, values, mask):
-  """Adds keys [B, K, C, H] to a query block's (m, s, o). Scores are not scaled in m."""
+  """Adds keys [B, K, C, H] to a query block's (m, s, o); None begins. Scores are not scaled in m."""
   scale = query.shape[-1] ** -0.5
   z = _product("bkrh,bkth->bkrt", query, keys)
   if mask is not None:
     z = jnp.where(mask, z, _LOWEST)
-  m = jnp.maximum(jnp.max(z, axis=-1), statistics[0])
+  m = jnp.max(z, axis=-1)
+  if statistics is not None:
+    m = jnp.maximum(m, statistics[0])
   # Rounded before it is summed, so that the weights that multiply v add up to s exactly.
   p = cast(exp((z - m[..., None]) * scale), values.dtype)
-  shrink = exp((statistics[0] - m) * scale)
-  s = shrink * statistics[1] + jnp.sum(p, axis=-1, dtype=jnp.float32)
-  o = shrink[..., None] * statistics[2] + _product("bkrt,bkth->bkrh", p, values)
+  s = jnp.sum(p, axis=-1, dtype=jnp.float32)
+  o = _product("bkrt,bkth->bkrh", p, values)
+  if statistics is not None:
+    shrink = exp((statistics[0] - m) * scale)
+    s += shrink * statistics[1]
+    o += shrink[..., None] * statistics[2]
   return m, s, o
 
 
@@ -161,6 +169,11 @@ def _block_places(order: Order | None, n: int, layout: _Layout) -> jax.Array:
   return jnp.concatenate([start + within for start in order.starts])
 
 
+def _aligned(order: Order | None, layout: _Layout) -> bool:
+  """Whether each block of queries is known to stand at one block of keys: nothing to find out in a loop."""
+  return order is not None and all(isinstance(start, int) and start % layout.block == 0 for start in order.starts)
+
+
 def _key_ranges(order, blocks, place, layout):
   """(first, end, masked) ranges of the key blocks that a query block at `place` meets."""
   if order is None:
@@ -191,7 +204,9 @@ def _mask(tokens: Tokens, order: Order | None, i, place, j, layout: _Layout, gro
           ) -> jax.Array | None:
   """bool [B or 1, 1, R, C]: which keys of block j the rows of query block i see; None: all."""
   block, mask = layout.block, None
-  if masked:
+  if masked and _aligned(order, layout):
+    mask = jnp.tril(jnp.ones((1, block, block), bool))
+  elif masked:
     keys = j * block + jnp.arange(block)
     mask = jnp.broadcast_to(keys[None, None] < layout.keys, (1, block, block))
     if order is not None:

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int
 from policylong import mesh as meshes
 from policylong.attention.api import CHECKPOINT_NAME as ATTENDED
 from policylong.attention.api import attention
+from policylong.elementwise import cast
 from policylong.errors import UserError
 from policylong.model import rope
 
@@ -190,9 +191,9 @@ class Layer(nnx.Module):
       x, *weights = _finished_together(x, self.gate[...], self.up[...])
       h = rms_norm(x, self.mlp_norm[...], eps).astype(x.dtype)
       # The widest arrays of a layer: kept in x's digits, computed with in float32.
-      gate, up = (_matmul("bsd,df->bsf", h, weight).astype(x.dtype) for weight in weights)
+      gate, up = (cast(_matmul("bsd,df->bsf", h, weight), x.dtype) for weight in weights)
       hidden = nnx.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
-      hidden = meshes.constrain(hidden.astype(x.dtype), ("batch", "sequence", "mlp"))
+      hidden = meshes.constrain(cast(hidden, x.dtype), ("batch", "sequence", "mlp"))
       return self._add(x, _matmul("bsf,fd->bsd", *_finished_together(hidden, self.down[...])))
 
   def _project(self, name: str, h: Float[Array, "B S D"]) -> Float[Array, "B S heads H"]:
