@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from configs import qwen3b_128k
 
 SLICES = {
-    "v5p:2x2x2": {"fsdp": 2, "context": 4, "accumulation": 2, "remat": "attention"},
+    "v5p:2x2x2": {"fsdp": 2, "context": 4, "accumulation": 2, "remat": "all_but_attention"},
     "v5e:4x4": {"fsdp": 4, "context": 4, "accumulation": 4, "remat": "full"},
     "v6e:4x4": {"fsdp": 4, "context": 4, "accumulation": 4, "remat": "full"},
 }

@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 from configs import qwen3b_128k
 
 SLICES = {
-    "v5p:4x4x4": {"fsdp": 16, "context": 4, "accumulation": 2, "remat": "attention"},
+    "v5p:4x4x4": {"fsdp": 16, "context": 4, "accumulation": 2, "remat": "all_but_attention"},
     "v5e:8x8": {"fsdp": 8, "context": 8, "accumulation": 2, "remat": "full"},
-    "v6e:8x8": {"fsdp": 16, "context": 4, "accumulation": 2, "remat": "attention"},
+    "v6e:8x8": {"fsdp": 16, "context": 4, "accumulation": 2, "remat": "all_but_attention"},
 }
 
 

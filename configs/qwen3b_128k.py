@@ -16,9 +16,9 @@ from ml_collections.config_dict import placeholder
 # Slice -> how a step lies on it: sequences over fsdp, the tokens of each over context, as few as leave 16K tokens or
 # more to a device; accumulation, and what is kept for the backward pass, as memory allows.
 SLICES = {
-    "v5p:4x4x4": {"fsdp": 16, "context": 4, "accumulation": 2, "remat": "attention"},
+    "v5p:4x4x4": {"fsdp": 16, "context": 4, "accumulation": 2, "remat": "all_but_attention"},
     "v5e:8x8": {"fsdp": 8, "context": 8, "accumulation": 2, "remat": "full"},
-    "v6e:8x8": {"fsdp": 16, "context": 4, "accumulation": 2, "remat": "attention"},
+    "v6e:8x8": {"fsdp": 16, "context": 4, "accumulation": 2, "remat": "all_but_attention"},
 }
 
 
@@ -192,9 +192,9 @@ def paper() -> ConfigDict:
           "clip_norm": 1.0,
           # Weights and activations in the forward and backward pass; the master copy is float32.
           "compute_dtype": "bfloat16",
-          # What the forward pass keeps of a layer for the backward pass: "none" is recomputed (keep all), all but the
-          # "attention", or the "full" layer.
-          "remat": "attention",
+          # What of a layer is computed again in the backward pass: "none" (everything is kept), "all_but_attention"
+          # (the attended values are kept) or "full" (only the layer's input is).
+          "remat": "all_but_attention",
           # How attention reaches the tokens of other devices of mesh.context: "gather" or "ring".
           "context_attention": "gather",
           # Steps between checkpoints; the end of a round is always one.

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from configs import qwen3b_128k
 
 SLICES = {
-    "v5p:4x4x4": {"fsdp": 16, "context": 4, "accumulation": 2, "remat": "attention"},
+    "v5p:4x4x4": {"fsdp": 16, "context": 4, "accumulation": 2, "remat": "all_but_attention"},
     "v6e:8x8": {"fsdp": 8, "context": 8, "accumulation": 2, "remat": "full"},
     "v5p:2x2x1": {"fsdp": 1, "context": 4, "accumulation": 32, "remat": "full"},
     "v6e:2x4": {"fsdp": 1, "context": 8, "accumulation": 32, "remat": "full"},

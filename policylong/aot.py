@@ -98,7 +98,7 @@ def lowered(config, model, mesh, program: str):
   import jax.numpy as jnp
 
   from policylong.model.qwen import abstract_params
-  from policylong.screening.scorer import Programs, bucket
+  from policylong.screening.scorer import Programs
   from policylong.training import flops
   from policylong.training.optimizer import make_optimizer
   from policylong.training.state import abstract_state
@@ -117,7 +117,7 @@ def lowered(config, model, mesh, program: str):
 
   screening = config.screening
   programs = Programs(model, mesh, jnp.dtype(config.model.scoring_dtype))
-  width = _longest_row(screening, program, bucket)
+  width = _longest_row(screening, program)
   rows = mesh.size * max(1, screening.tokens_per_batch // width)
   params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=programs.replicated),
                         abstract_params(model, jnp.dtype(config.model.scoring_dtype)))
@@ -147,8 +147,7 @@ def compile_program(name: str, config, topology: str, program: str) -> Compiled:
   chip = hardware.chip_of(devices[0])
   model = model_shape(config.model.path).with_rope(theta=config.model.rope_theta, yarn_factor=config.model.yarn_factor)
   # Scoring shares nothing between devices.
-  sizes = config.mesh if program == "train" else config_lib.Mesh(data=-1, fsdp=1, context=1, tensor=1,
-                                                                 simulated_devices=0)
+  sizes = config.mesh if program == "train" else config_lib.Mesh(data=-1, fsdp=1, context=1, tensor=1)
   mesh = make_mesh(sizes, devices)
   program_text, tokens, model_flops = lowered(config, model, mesh, program)
   start = time.perf_counter()
@@ -178,7 +177,6 @@ def compile_program(name: str, config, topology: str, program: str) -> Compiled:
 def estimate(text: str, config, model, chip, devices: int, tokens: int, program: str) -> tuple[dict, dict]:
   """({part: seconds} of one execution, its collectives)."""
   from policylong.optimised_hlo import summarise
-  from policylong.screening.scorer import bucket
   from policylong.training.flops import attention_product_flops
 
   found = summarise(text)
@@ -186,7 +184,7 @@ def estimate(text: str, config, model, chip, devices: int, tokens: int, program:
     # A forward pass has two products; a backward of two kernels, which both begin with the scores, seven.
     length, products = config.synthesis.sequence_length, 2 + 7 + (2 if config.training.remat == "full" else 0)
   else:
-    length, products = _longest_row(config.screening, program, bucket), 2
+    length, products = _longest_row(config.screening, program), 2
   attention = products * model.num_layers * tokens / length * attention_product_flops(model, length)
   seconds = {
       "matmul": found.matmul_cycles / chip.clock_hz,
@@ -197,7 +195,9 @@ def estimate(text: str, config, model, chip, devices: int, tokens: int, program:
   return seconds, found.collectives
 
 
-def _longest_row(screening, program: str, bucket) -> int:
+def _longest_row(screening, program: str) -> int:
+  """The padded length of the longest rows that a scoring program gets."""
+  from policylong.screening.scorer import bucket
   longest = screening.root_tokens + (screening.max_chunk_tokens if program == "verify" else 0)
   return bucket(longest, screening.bucket_multiple)
 

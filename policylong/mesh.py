@@ -109,8 +109,7 @@ def constrain(x: jax.Array, logical_axes: Sequence[str | None]) -> jax.Array:
 
   Inside `jax.shard_map` an array is already one device's share, so nothing is asked of it there.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or any(kind != AxisType.Auto for kind in mesh.axis_types):
+  if current() is None:
     return x
   return jax.lax.with_sharding_constraint(x, partition_spec(logical_axes))
 

@@ -65,4 +65,5 @@ def test_a_missing_field_is_named():
 
 def test_differences_name_each_field_with_old_and_new_value():
   old, new = _changed(), _changed(screening__alpha=1.5, training__remat="full")
-  assert config_lib.differences(old, new) == ["screening.alpha: 1.0 -> 1.5", "training.remat: attention -> full"]
+  assert config_lib.differences(old, new) == [
+      "screening.alpha: 1.0 -> 1.5", "training.remat: all_but_attention -> full"]

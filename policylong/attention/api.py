@@ -21,9 +21,9 @@ from policylong.attention.masks import Order, Tokens
 from policylong.errors import UserError
 
 # What an implementation is: two functions of arrays of one device, of any number of queries and keys.
-#   forward(q, k, v, tokens, order) -> (out, lse), float32: the attended values over these keys, and the
-#     logarithm of the sum of e^score, by which results over different keys are merged. A query that sees none
-#     of them gets an lse below -1e28 (and any finite out).
+#   forward(q, k, v, tokens, order, dtype) -> (out, lse): the attended values over these keys, as `dtype`, and in
+#     float32 the logarithm of the sum of e^score, by which results over different keys are merged. A query that
+#     sees none of them gets an lse below -1e28 (and any finite out).
 #   backward(q, k, v, tokens, order, out, lse, d_out) -> (dq, dk, dv), float32: with (out, lse) over *all* keys,
 #     the part of the gradients that comes from these.
 IMPLEMENTATIONS: dict[str, contexts.Local] = {
@@ -100,7 +100,7 @@ def _attention(q, k, v, segments, how):
 
 def _forward(q, k, v, segments, how):
   out, lse = _apply(how, "forward", "qkks", "ql")(q, k, v, segments)
-  out, lse = (checkpoint_name(x, CHECKPOINT_NAME) for x in (out.astype(q.dtype), lse))
+  out, lse = (checkpoint_name(x, CHECKPOINT_NAME) for x in (out, lse))
   return out, (q, k, v, segments, out, lse)
 
 
@@ -120,7 +120,9 @@ def _apply(how: _How, direction: str, arguments: str, results: str) -> Callable:
     positions, ids = segments
     tokens = Tokens(positions, positions, ids, ids)
     order = Order((0,)) if positions is None else None
-    return getattr(local, direction)(q, k, v, tokens, order, *rest)
+    if direction == "forward":
+      return local.forward(q, k, v, tokens, order, q.dtype)
+    return local.backward(q, k, v, tokens, order, *rest)
 
   def spread(q, k, v, segments, *rest):
     function = getattr(contexts, f"{how.context}_{direction}")

@@ -43,9 +43,9 @@ class _Layout(NamedTuple):
   keys: int
 
 
-def forward(q: jax.Array, k: jax.Array, v: jax.Array, tokens: Tokens, order: Order | None
+def forward(q: jax.Array, k: jax.Array, v: jax.Array, tokens: Tokens, order: Order | None, dtype: jnp.dtype
             ) -> tuple[jax.Array, jax.Array]:
-  """(out [B, Q, N, H], lse [B, Q, N]), float32; see `api.IMPLEMENTATIONS`."""
+  """(out [B, Q, N, H] as dtype, lse float32 [B, Q, N]); see `api.IMPLEMENTATIONS`."""
   layout = _layout(q, k, order)
   tokens = _pad_tokens(tokens, layout)
   queries, keys, values = _fold(q, k.shape[2], layout), _key_blocks(k, layout), _key_blocks(v, layout)
@@ -54,7 +54,7 @@ def forward(q: jax.Array, k: jax.Array, v: jax.Array, tokens: Tokens, order: Ord
   def query_block(x):
     i, place, query = x
     m, s, o = _query_block_statistics(i, place, query, keys, values, tokens, order, layout)
-    return o / s[..., None], m * scale + jnp.log(s)
+    return cast(o / s[..., None], dtype), m * scale + jnp.log(s)
   n = queries.shape[0]
   out, lse = lax.map(query_block, (jnp.arange(n), _block_places(order, n, layout), queries))
   return _unfold(out, q.shape[1], layout), _unfold(lse[..., None], q.shape[1], layout)[..., 0]

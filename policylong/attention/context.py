@@ -45,9 +45,9 @@ class _Keys(NamedTuple):
 
 def gather_forward(local: Local, axis: str, q: jax.Array, k: jax.Array, v: jax.Array,
                    segments: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-  """(out [B, S, N, H], lse [B, S, N]), float32."""
+  """(out [B, S, N, H] in q's dtype, lse float32 [B, S, N])."""
   k, v, tokens, order = _gathered(axis, q, k, v, segments)
-  return local.forward(q, k, v, tokens, order)
+  return local.forward(q, k, v, tokens, order, q.dtype)
 
 
 def gather_backward(local: Local, axis: str, q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None,
@@ -90,16 +90,17 @@ def _scatter(x, axis):
 
 def ring_forward(local: Local, axis: str, q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None
                  ) -> tuple[jax.Array, jax.Array]:
-  """(out [B, S, N, H], lse [B, S, N]), float32."""
+  """(out [B, S, N, H] in q's dtype, lse float32 [B, S, N]); hops are merged in float32."""
   C = lax.axis_size(axis)
   keys = _send(_by_chunk(_Keys(k, v, segments)), axis)
   # Here an early token stands before a late one, and what lies between them comes with the hops.
-  state = _by_chunk(local.forward(q, k, v, Tokens(q_segments=segments, k_segments=segments), Order((0,))))
+  same = Tokens(q_segments=segments, k_segments=segments)
+  state = _by_chunk(local.forward(q, k, v, same, Order((0,)), jnp.float32))
   queries, own = _by_chunk(q), _by_chunk(segments)
 
   def hop(state, keys, step):
     other, tokens, arrays = _pairs(queries, keys, own, axis, step)
-    first, second = _halves(local.forward(*arrays, tokens, None))
+    first, second = _halves(local.forward(*arrays, tokens, None, jnp.float32))
     return _merge_into(_merge_into(state, first, 1), second, other)
 
   def body(carry, step):
@@ -107,7 +108,8 @@ def ring_forward(local: Local, axis: str, q: jax.Array, k: jax.Array, v: jax.Arr
     following = _send(keys, axis)
     return (hop(state, keys, step), following), None
   (state, keys), _ = lax.scan(body, (state, keys), jnp.arange(1, C - 1))
-  return _joined(hop(state, keys, C - 1))
+  out, lse = _joined(hop(state, keys, C - 1))
+  return out.astype(q.dtype), lse
 
 
 def ring_backward(local: Local, axis: str, q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None,

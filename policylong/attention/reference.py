@@ -12,14 +12,14 @@ from policylong.attention.masks import Order, Tokens, visible
 _LOWEST = -1e30
 
 
-def forward(q: jax.Array, k: jax.Array, v: jax.Array, tokens: Tokens, order: Order | None
+def forward(q: jax.Array, k: jax.Array, v: jax.Array, tokens: Tokens, order: Order | None, dtype: jnp.dtype
             ) -> tuple[jax.Array, jax.Array]:
-  """(out [B, Q, N, H], lse [B, Q, N]), float32; see `api.IMPLEMENTATIONS`."""
+  """(out [B, Q, N, H] as dtype, lse float32 [B, Q, N]); see `api.IMPLEMENTATIONS`."""
   B, Q, N, _ = q.shape
   z = _scores(q, k, tokens, order)
   lse = jax.nn.logsumexp(z, axis=-1)
   out = _einsum("bkgqt,btkh->bqkgh", jnp.exp(z - lse[..., None]), v)
-  return out.reshape(q.shape), lse.transpose(0, 3, 1, 2).reshape(B, Q, N)
+  return out.reshape(q.shape).astype(dtype), lse.transpose(0, 3, 1, 2).reshape(B, Q, N)
 
 
 def backward(q: jax.Array, k: jax.Array, v: jax.Array, tokens: Tokens, order: Order | None, out: jax.Array,

@@ -40,9 +40,9 @@ def unsuitable(platform: str, *, positions: bool) -> str | None:
   return None
 
 
-def forward(q: jax.Array, k: jax.Array, v: jax.Array, tokens: Tokens, order: Order | None
+def forward(q: jax.Array, k: jax.Array, v: jax.Array, tokens: Tokens, order: Order | None, dtype: jnp.dtype
             ) -> tuple[jax.Array, jax.Array]:
-  """(out [B, Q, N, H], lse [B, Q, N]), float32; see `api.IMPLEMENTATIONS`."""
+  """(out [B, Q, N, H] as dtype, lse float32 [B, Q, N]); see `api.IMPLEMENTATIONS`."""
   queries, segments, arrays = _prepare(q, k, v, tokens, order)
   block_sizes, for_queries, _ = _tables(order, arrays[0].shape[2], arrays[1].shape[2])
 
@@ -53,7 +53,7 @@ def forward(q: jax.Array, k: jax.Array, v: jax.Array, tokens: Tokens, order: Ord
     return out, lse
   # The kernel's lse stands in 128 equal lanes: the barrier cuts it out now and not when it is needed.
   out, lse = lax.optimization_barrier(jax.vmap(one)(*arrays, segments))
-  return (_restore(out, queries, q.shape[1]).astype(jnp.float32),
+  return (_restore(out, queries, q.shape[1]).astype(dtype),
           _restore(lse[..., None], queries, q.shape[1])[..., 0])
 
 

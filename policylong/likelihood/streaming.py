@@ -27,7 +27,7 @@ from policylong.elementwise import exp
 # 256 x 2048 1.3 times.
 CPU_BLOCKS = (512, 2048)
 # 64 MB of float32 logits: tall enough that reading the output matrix again for each block of tokens is hidden
-# behind the products (600 operations a byte read).
+# behind the products: 2,048 operations for each byte of it.
 ACCELERATOR_BLOCKS = (2048, 8192)
 
 # A tile is folded eightfold before anything is carried, so the carry is an eighth of its width.

@@ -231,7 +231,7 @@ class Decoder(nnx.Module):
       return layer(x, cos, sin, segment_ids, how), None
 
     if remat != "none":
-      keep = (ATTENDED,) if remat == "attention" else ()
+      keep = (ATTENDED,) if remat == "all_but_attention" else ()
       # prevent_cse is for remat outside of loops; a scan keeps the two passes apart by itself
       step = jax.checkpoint(step, prevent_cse=False, policy=jax.checkpoint_policies.save_only_these_names(*keep))
     x, _ = lax.scan(step, x, stacked)
@@ -320,8 +320,8 @@ def hidden_states(params: Params, config: ModelConfig, tokens: Int[Array, "B S"]
     segment_ids: attention stays within equal ids; None means one segment a row.
     compute_dtype: of the matrix multiplications' inputs and the residual stream; norms, rotations and
       softmax are float32 in any case.
-    remat: what the forward pass keeps of a layer for the backward pass: "none" is recomputed, all of it but
-      "attention"'s result, or the "full" layer from its input.
+    remat: what of a layer is computed again in the backward pass: "none", "all_but_attention" (whose result is
+      kept), or "full" (only the layer's input is kept).
     context: "gather" or "ring" where tokens lie in the zig-zag layout over the mesh's context axis, with
       `positions` in that layout too; see `policylong.attention.api.attention`.
     attention_implementation: see there.
