@@ -35,11 +35,12 @@ def main():
   parser.add_argument("--json", help="also write the numbers to this file")
   arguments = parser.parse_args()
 
+  hardware.spread_over_cores()  # as policylong.score does
   tokens = np.random.default_rng(0).integers(0, 49_000, (ROWS, LENGTH)).astype(np.int32)
   config = hf.read_model_config(MODEL)
   mesh = make_mesh(config_lib.Mesh(data=-1, fsdp=1, context=1, tensor=1))
   scorer = Scorer(hf.load_params(MODEL, config, np.dtype(np.float32)), config, mesh, dtype="bfloat16",
-                  tokens_per_batch=ROWS * LENGTH // 2, bucket_multiple=128)
+                  tokens_per_batch=ROWS * LENGTH // jax.device_count(), bucket_multiple=128)
   with subprocess.Popen([arguments.torch_python, str(pathlib.Path(__file__).with_name("scoring_torch.py")), str(MODEL)],
                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as torch:
     torch.stdin.write(json.dumps(tokens.tolist()) + "\n")

@@ -192,8 +192,9 @@ def paper() -> ConfigDict:
           "clip_norm": 1.0,
           # Weights and activations in the forward and backward pass; the master copy is float32.
           "compute_dtype": "bfloat16",
-          # What of a layer is computed again in the backward pass: "none" (everything is kept), "all_but_attention"
-          # (the attended values are kept) or "full" (only the layer's input is).
+          # What of a layer is computed again in the backward pass: "none" (everything is kept), "all_but_products"
+          # (the results of matrix products and of attention are kept), "all_but_attention" (only what was attended to
+          # is) or "full" (only the layer's input is).
           "remat": "all_but_attention",
           # How attention reaches the tokens of other devices of mesh.context: "gather" or "ring".
           "context_attention": "gather",

@@ -185,7 +185,7 @@ class Training:
                         f"training.accumulation = {self.accumulation}")
     _one_of("training.schedule", self.schedule, ("run", "round"))
     _one_of("training.compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
-    _one_of("training.remat", self.remat, ("none", "all_but_attention", "full"))
+    _one_of("training.remat", self.remat, ("none", "all_but_products", "all_but_attention", "full"))
     _one_of("training.context_attention", self.context_attention, ("gather", "ring"))
     _between("training.warmup_fraction", self.warmup_fraction, 0.0, 1.0)
     for name in ("adam_b1", "adam_b2"):

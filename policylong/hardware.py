@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import time
 from collections.abc import Sequence
 
@@ -26,6 +27,8 @@ PEAKS = {
     "NVIDIA A100": 312e12,
 }
 
+# Each device of a scoring program holds its own copy of the weights.
+_MOST_CPU_DEVICES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +61,16 @@ def chip_of(device: jax.Device) -> Chip:
   if chip is None:
     raise UserError(f"nothing is known of the chip {kind!r}: estimates are made for {', '.join(CHIPS)} (v5e, v5p, v6e)")
   return chip
+
+
+def spread_over_cores() -> None:
+  """From now on the CPU counts as a device a core (at most 4): for programs whose rows are independent.
+
+  XLA runs the smaller operations of a program on one core, and the programs of several devices side by side. Must be
+  called before any device is touched; leaves other platforms alone, and a number that the user has set by XLA_FLAGS.
+  """
+  if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, _MOST_CPU_DEVICES))
 
 
 def peak_flops(devices: Sequence[jax.Device]) -> float | None:

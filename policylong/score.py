@@ -20,7 +20,7 @@ from etils import epath
 from tqdm import tqdm
 
 from policylong import config as config_lib
-from policylong import tables
+from policylong import hardware, tables
 from policylong.corpus.roots import pieces
 from policylong.corpus.sources import read_source
 from policylong.errors import UserError, run_command
@@ -105,6 +105,7 @@ def main() -> None:
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                       help="of weights and activations; logits are float32 (default: %(default)s)")
   arguments = parser.parse_args()
+  hardware.spread_over_cores()
   table, skipped = score(arguments.model, arguments.input, dtype=arguments.dtype)
   tables.write(epath.Path(arguments.output), table)
   nll = table["nll"].drop_null().to_numpy().astype(np.float64)

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from policylong import mesh as meshes
@@ -28,6 +29,10 @@ from policylong.errors import UserError
 from policylong.model import rope
 
 Params = dict[str, Any]
+
+# What of a layer is computed again in the backward pass, and the names of what is kept instead.
+_PRODUCT = "product"
+REMAT = {"none": None, "all_but_products": (ATTENDED, _PRODUCT), "all_but_attention": (ATTENDED,), "full": ()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,15 +188,15 @@ class Layer(nnx.Module):
       if self.config.qk_norm:
         q, k = rms_norm(q, self.q_norm[...], eps), rms_norm(k, self.k_norm[...], eps)
       q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
-      q, k, v = (meshes.constrain(t.astype(x.dtype), ("batch", "sequence", axis, "head_dim"))
+      q, k, v = (_product_kept(meshes.constrain(t.astype(x.dtype), ("batch", "sequence", axis, "head_dim")))
                  for t, axis in ((q, "heads"), (k, "kv_heads"), (v, "kv_heads")))
       mixed = attention(q, k, v, segment_ids=segment_ids, context=how.context, implementation=how.implementation)
-      x = self._add(x, _matmul("bsnh,nhd->bsd", mixed, self.out))
+      x = _product_kept(self._add(x, _matmul("bsnh,nhd->bsd", mixed, self.out)))
     with jax.named_scope("mlp"):
       x, *weights = _finished_together(x, self.gate[...], self.up[...])
       h = rms_norm(x, self.mlp_norm[...], eps).astype(x.dtype)
       # The widest arrays of a layer: kept in x's digits, computed with in float32.
-      gate, up = (cast(_matmul("bsd,df->bsf", h, weight), x.dtype) for weight in weights)
+      gate, up = (_product_kept(cast(_matmul("bsd,df->bsf", h, weight), x.dtype)) for weight in weights)
       hidden = nnx.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
       hidden = meshes.constrain(cast(hidden, x.dtype), ("batch", "sequence", "mlp"))
       return self._add(x, _matmul("bsf,fd->bsd", *_finished_together(hidden, self.down[...])))
@@ -230,10 +235,9 @@ class Decoder(nnx.Module):
       layer = nnx.merge(structure, weights)
       return layer(x, cos, sin, segment_ids, how), None
 
-    if remat != "none":
-      keep = (ATTENDED,) if remat == "all_but_attention" else ()
+    if (kept := REMAT[remat]) is not None:
       # prevent_cse is for remat outside of loops; a scan keeps the two passes apart by itself
-      step = jax.checkpoint(step, prevent_cse=False, policy=jax.checkpoint_policies.save_only_these_names(*keep))
+      step = jax.checkpoint(step, prevent_cse=False, policy=jax.checkpoint_policies.save_only_these_names(*kept))
     x, _ = lax.scan(step, x, stacked)
     return rms_norm(x, self.final_norm[...], config.norm_eps).astype(compute_dtype)
 
@@ -278,6 +282,11 @@ _finished_together.defvjp(lambda *arrays: (arrays, None),
                           lambda _, gradients: tuple(lax.optimization_barrier(gradients)))
 
 
+def _product_kept(x: Array) -> Array:
+  """x, which a layer may keep for its backward pass so that no product of its weights is computed again."""
+  return checkpoint_name(x, _PRODUCT)
+
+
 def _matmul(letters: str, x: Array, weight: nnx.Param | Array) -> Array:
   """Inputs in x's dtype, sums and result in float32; the gradient's products take inputs in x's dtype too."""
   return _product(letters, x, weight[...].astype(x.dtype))
@@ -320,8 +329,9 @@ def hidden_states(params: Params, config: ModelConfig, tokens: Int[Array, "B S"]
     segment_ids: attention stays within equal ids; None means one segment a row.
     compute_dtype: of the matrix multiplications' inputs and the residual stream; norms, rotations and
       softmax are float32 in any case.
-    remat: what of a layer is computed again in the backward pass: "none", "all_but_attention" (whose result is
-      kept), or "full" (only the layer's input is kept).
+    remat: what of a layer is computed again in the backward pass: "none", "all_but_products" (the results of its
+      matrix products and of attention are kept, in compute_dtype), "all_but_attention" (only that is kept), or
+      "full" (only the layer's input is kept).
     context: "gather" or "ring" where tokens lie in the zig-zag layout over the mesh's context axis, with
       `positions` in that layout too; see `policylong.attention.api.attention`.
     attention_implementation: see there.

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from policylong import config as config_lib
 from policylong import mesh as meshes
 from policylong.attention.zigzag import zigzag
+from policylong.elementwise import cast
 from policylong.likelihood.api import next_token_loss
 from policylong.model.qwen import ModelConfig, Params, hidden_states, output_matrix
 from policylong.training.optimizer import learning_rate, make_optimizer, matrices
@@ -108,17 +109,19 @@ def make_train_step(model_config: ModelConfig, training: config_lib.Training, ro
   context = training.context_attention if mesh.shape["context"] > 1 else None
 
   def gradients(params: Params, batch: Batch) -> tuple[jax.Array, Params]:
-    layers = jax.tree.map(lambda p, cast: p.astype(compute_dtype) if cast else p, params["layers"], is_matrix)
+    layers = jax.tree.map(lambda p, matrix: cast(p, compute_dtype) if matrix else p, params["layers"], is_matrix)
     compute = {**params, "layers": layers}
     value_and_grad = jax.value_and_grad(mean_loss)
 
-    def add(carry, micro):
+    def share(micro: Batch) -> tuple[jax.Array, Params]:
       found = value_and_grad(compute, model_config, *micro, compute_dtype=compute_dtype, remat=training.remat,
                              context=context)
-      return jax.tree.map(lambda total, x: total + x.astype(jnp.float32) / len(batch.tokens), carry, found), None
+      return jax.tree.map(lambda x: x.astype(jnp.float32) / len(batch.tokens), found)
 
-    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-    return lax.scan(add, (jnp.zeros(()), zeros), batch)[0]
+    if len(batch.tokens) == 1:  # nothing to add up, and no second set of float32 gradients
+      return share(jax.tree.map(lambda x: x[0], batch))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (jnp.zeros(()), params))
+    return lax.scan(lambda total, micro: (jax.tree.map(jnp.add, total, share(micro)), None), zeros, batch)[0]
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     loss, grads = gradients(state.params, batch)

@@ -90,7 +90,7 @@ def test_a_model_that_knows_nothing_loses_log_v():
   assert float(loss_of(zeros)) == pytest.approx(math.log(TINY.vocab_size), abs=1e-6)
 
 
-@pytest.mark.parametrize("remat", ["none", "all_but_attention", "full"])
+@pytest.mark.parametrize("remat", ["none", "all_but_products", "all_but_attention", "full"])
 def test_gradients_are_finite_differences_of_the_float64_loss(params, remat):
   grads = jax.grad(lambda p: loss_of(p, remat=remat))(params)
   rng = np.random.default_rng(0)
