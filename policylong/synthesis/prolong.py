@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from policylong.errors import UserError
 from policylong.records import LongSequence
 from policylong.synthesis.method import Inputs
-from policylong.synthesis.packing import Piece, Shelf, document, due, fill, sequence, too_short
+from policylong.synthesis.packing import Piece, Shelf, document, due, fill, sequence
 
 
 def sequences(inputs: Inputs) -> Iterator[LongSequence]:
@@ -78,7 +78,9 @@ class _Supply:
   def _none_of(self, long: bool) -> UserError:
     where, length = f"prolong, round {self._inputs.round_index}:", self._inputs.length
     if not long:
-      return too_short(f"{where} documents of fewer than {length} tokens", self._shelf.taken, length)
+      return UserError(f"{where} documents of fewer than {length} tokens hold {self._shelf.taken} tokens, and "
+                       f"{length - self._shelf.taken} of the {length} of a sequence are missing: set "
+                       "method_options.prolong_long_share to 1 or add short documents")
     return UserError(f"{where} the longest document has {self._longest} tokens, {length - self._longest} fewer than a "
                      "sequence: make synthesis.sequence_length or method_options.prolong_long_share smaller or add "
                      "long documents")
