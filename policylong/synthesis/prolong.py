@@ -1,8 +1,8 @@
 """ProLong (arXiv 2410.02660): sequences of one long document, mixed with sequences of short ones.
 
 A share of the sequences, 60% in the paper, is cut from documents of at least L tokens, the others are documents of
-fewer tokens one behind the other. It is trained with attention that stays inside a document
-(`training.document_masking` where the trainer has it): spans say where each begins. Our decisions: a long document
+fewer tokens one behind the other. The paper trains on them with attention that stays inside a document: where one
+begins is where the spans' `doc_id` changes. Our decisions: a long document
 gives as many whole sequences as it has, its rest is dropped; the kinds alternate as evenly as the share allows.
 """
 

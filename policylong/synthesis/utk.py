@@ -54,9 +54,16 @@ class _Knots:
     return 2 * sum(map(len, self.labels)) + len(self.line)
 
 
-def _knots(library: Library, labels: Sequence[str]) -> _Knots:
-  line = library.tokens("[" + " ".join(labels) + "]\n") if labels else np.zeros(0, np.int32)
-  return _Knots([library.tokens(f"\n[{label}]\n") for label in labels], line)
+def _knots(library: Library, labels: Sequence[str], tokens: int, room: int) -> _Knots:
+  """As many knots of these labels as a document of so many tokens can have: each piece keeps at least one."""
+  marks = [library.tokens(f"\n[{label}]\n") for label in labels]
+  for count in range(len(labels), 0, -1):
+    left = room - 2 * sum(map(len, marks[:count]))
+    if min(tokens, left) > count:
+      line = library.tokens("[" + " ".join(labels[:count]) + "]\n")
+      if left - len(line) > count:
+        return _Knots(marks[:count], line)
+  return _Knots((), np.zeros(0, np.int32))
 
 
 def _knotted(inputs: Inputs, shelf: Shelf, numbers: np.random.Generator) -> list[Piece] | None:
@@ -69,16 +76,12 @@ def _knotted(inputs: Inputs, shelf: Shelf, numbers: np.random.Generator) -> list
     front = shelf.peek()
     if front is None:
       return None
-    most = _parts(inputs.library, front)
-    own = [next(labels) for _ in range(most - 1)]
-    # Near the end there may be room for fewer knots, at last for none; each piece has at least one token.
-    for parts in range(most, 0, -1):
-      knots = _knots(inputs.library, own[:parts - 1])
-      if min(len(front.tokens), room - knots.tokens) >= parts:
-        break
+    own = [next(labels) for _ in range(_parts(inputs.library, front) - 1)]
+    # Near the end there may be room for fewer knots, at last for none.
+    knots = _knots(inputs.library, own, len(front.tokens), room)
     piece = shelf.next(room - knots.tokens)
     pieces += _cut(piece, knots, numbers)
-    lines += [Piece(knots.line, piece.doc_id, "filler")] if parts > 1 else []
+    lines += [Piece(knots.line, piece.doc_id, "filler")] if knots.labels else []
     room -= len(piece.tokens) + knots.tokens
   return [pieces[i] for i in numbers.permutation(len(pieces))] + lines
 

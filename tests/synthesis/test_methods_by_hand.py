@@ -6,13 +6,20 @@ import re
 import numpy as np
 import pytest
 
+from policylong import config as config_lib
 from policylong.errors import UserError
 from policylong.synthesis.iclm import walk
 from policylong.synthesis.keywords import rake
+from policylong.synthesis.methods import METHODS
 from policylong.synthesis.nextlong import negatives_per_meta_chunk
 from policylong.synthesis.packing import due
 from policylong.synthesis.quest import inverted_index
 from tests.synthesis.library import Words, check, make, reading
+
+
+def test_the_config_knows_the_methods_that_there_are():
+  assert config_lib.METHODS == tuple(METHODS)
+  assert config_lib.POLICY_METHODS == tuple(name for name, method in METHODS.items() if "policy" in method.asks)
 
 
 def words(library, sequences):
