@@ -18,8 +18,8 @@ from tests.synthesis.library import Words, check, make, reading
 
 
 def test_the_config_knows_the_methods_that_there_are():
-  assert config_lib.METHODS == tuple(METHODS)
-  assert config_lib.POLICY_METHODS == tuple(name for name, method in METHODS.items() if "policy" in method.asks)
+  assert tuple(METHODS) == config_lib.METHODS
+  assert tuple(name for name, method in METHODS.items() if "policy" in method.asks) == config_lib.POLICY_METHODS
 
 
 def words(library, sequences):
