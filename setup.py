@@ -28,6 +28,7 @@ setup(
         "orbax-checkpoint==0.12.8",
         "pyarrow==26.0.1",
         "safetensors==0.8.0",
+        "scipy==1.18.1",
         "scann==1.4.2",
         "tensorboardX==2.6.5",
         "tensorflow-datasets==4.9.10",

@@ -23,6 +23,25 @@ def get_config() -> ConfigDict:
       "seed": 0,
       # Rounds of screening, synthesis and training (paper: 4).
       "rounds": 2,
+      # How sequences are made: policylong; entropylong (one round); nextlong, quest, knn, iclm, standard, utk, prolong,
+      # which do not ask the policy.
+      "method": "policylong",
+      "method_options": {
+          # How nextlong, knn and iclm search: embeddings (the retrieval group, their papers' way) or bm25.
+          "search": "embeddings",
+          # NExtLong: chunks behind each meta-chunk; None: as many as its formula says for the sequence's length.
+          "nextlong_k": placeholder(int),
+          # NExtLong: where a meta-chunk stands among its chunks: head (the paper's best), tail or random.
+          "nextlong_position": "head",
+          # Quest: RAKE keywords that score less are none (paper: 3).
+          "quest_least_score": 3.0,
+          # Quest: share of the keywords, those with the fewest documents, that is oversampled (paper: 0.1 to 0.3).
+          "quest_split_ratio": 0.2,
+          # UtK: share of the sequences that is knotted (paper: 0.3 or 0.8).
+          "utk_share": 0.3,
+          # ProLong: share of the sequences that comes from documents of at least sequence_length tokens (paper: 0.6).
+          "prolong_long_share": 0.6,
+      },
       "model": {
           # An HF directory (config.json, safetensors, tokenizer) or a GGUF file.
           "path": "material/smollm2.gguf",

@@ -151,6 +151,27 @@ class Screening:
 
 
 @dataclasses.dataclass(frozen=True)
+class MethodOptions:
+  """What single methods can be told; each field is read by the method that it is named after, `search` by several."""
+  search: str
+  nextlong_k: int | None
+  nextlong_position: str
+  quest_least_score: float
+  quest_split_ratio: float
+  utk_share: float
+  prolong_long_share: float
+
+  def __post_init__(self):
+    _one_of("method_options.search", self.search, ("embeddings", "bm25"))
+    if self.nextlong_k is not None:
+      _at_least("method_options.nextlong_k", self.nextlong_k, 1)
+    _one_of("method_options.nextlong_position", self.nextlong_position, ("head", "tail", "random"))
+    _at_least("method_options.quest_least_score", self.quest_least_score, 0.0)
+    for name in ("quest_split_ratio", "utk_share", "prolong_long_share"):
+      _between(f"method_options.{name}", getattr(self, name), 0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
 class Synthesis:
   """What a training sequence is."""
   sequence_length: int
@@ -230,11 +251,18 @@ class Report:
     _at_least("report.anchors_per_root", self.anchors_per_root, 1)
 
 
+# How a round's sequences are made: by asking the policy, and without it.
+POLICY_METHODS = ("policylong", "entropylong")
+METHODS = (*POLICY_METHODS, "nextlong", "quest", "knn", "iclm", "standard", "utk", "prolong")
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """One run of PolicyLong."""
+  """One run of PolicyLong, or of a method that it is compared with."""
   seed: int
   rounds: int
+  method: str
+  method_options: MethodOptions
   model: Model
   corpus: Corpus
   retrieval: Retrieval
@@ -247,6 +275,10 @@ class Config:
   def __post_init__(self):
     _at_least("rounds", self.rounds, 1)
     _at_least("seed", self.seed, 0)
+    _one_of("method", self.method, METHODS)
+    if self.method == "entropylong" and self.rounds > 1:
+      raise ConfigError(f"method is 'entropylong' and rounds is {self.rounds}: it screens once, with the base model; "
+                        "set rounds to 1, and roots_per_round and steps_per_round to those of all rounds together")
     length, root = self.synthesis.sequence_length, self.screening.root_tokens
     if length <= root:
       raise ConfigError(f"synthesis.sequence_length is {length}: it must be more than "

@@ -6,12 +6,16 @@
     synthesis : shuffle positives and negatives in front of each root, exactly L tokens
     training  : next-token loss on every token of these sequences
 
+`config.method` says how sequences are made (`synthesis.methods`); of the methods that do not ask the policy, nothing
+is screened.
+
 Every stage leaves finished files behind, so `run` may be killed at any instant and called again.
 
 With several processes, each scores its share of the roots, holds its share of the index and feeds its
 devices; the first one writes markers and tables, and says what is finished (`hosts.agreed`).
 """
 
+import dataclasses
 import logging
 
 import numpy as np
@@ -21,6 +25,7 @@ from policylong import config as config_lib
 from policylong import hosts, tables
 from policylong.corpus.roots import sample_documents
 from policylong.corpus.store import open_corpus
+from policylong.library import CorpusLibrary
 from policylong.mesh import make_mesh
 from policylong.model import hf
 from policylong.model.tokenizer import load_tokenizer
@@ -35,7 +40,8 @@ from policylong.screening.screen import Screener, read_roots
 from policylong.screening.summary import offpolicy_gap, summarise
 from policylong.screening.texts import ChunkTokens
 from policylong.synthesis import storage
-from policylong.synthesis.policylong import synthesize
+from policylong.synthesis.method import Inputs, Screened
+from policylong.synthesis.methods import METHODS
 from policylong.synthesis.storage import sequence_paths, write_sequences
 from policylong.training.train import Trainer
 from policylong.workdir import Round, Workdir, read_json, write_json
@@ -65,7 +71,7 @@ def run(config: config_lib.Config, directory) -> epath.Path:
         round_.drop_shards()
       continue
     if not hosts.agreed(round_.screened_path.exists()):
-      loop.screen(round_)
+      loop.prepare(round_)
     loop.train(round_)
     loop.write_report()
   loop.finish()
@@ -88,18 +94,26 @@ class _Loop:
     hosts.barrier("corpus")  # which each host may have built for itself
     if hosts.is_first():
       write_json(workdir.corpus_json, self.corpus.summary())
-    # The last round's roots: whether there are enough documents should not come out after three rounds.
-    sample_documents(self.corpus, seed=config.seed, round_index=config.rounds,
-                     count=config.screening.roots_per_round, sources=config.corpus.root_sources)
+    self.method = METHODS[config.method]
+    self.screens = "policy" in self.method.asks
+    self.screening = config.screening if "negatives" in self.method.asks else dataclasses.replace(
+        config.screening, negatives="none")
+    if "roots" in self.method.asks:
+      # The last round's roots: whether there are enough documents should not come out after three rounds.
+      sample_documents(self.corpus, seed=config.seed, round_index=config.rounds,
+                       count=config.screening.roots_per_round, sources=config.corpus.root_sources)
     # The weights before the index: a broken file should be found before the corpus is embedded.
     self.state = self.trainer.restore_latest() or self.trainer.initial(hf.load_params(
         config.model.path, self.model, np.float32, self.mesh, sha256=config.model.sha256))
-    self.embedder = make_embedder(config.retrieval)
-    self.index = open_index(self.corpus, self.embedder, config.retrieval, config.corpus.cache_dir, config.seed)
+    searches = self.screens or config.method_options.search == "embeddings"
+    embedder = make_embedder(config.retrieval) if searches and "embedder" in self.method.asks else None
+    index = open_index(self.corpus, embedder, config.retrieval, config.corpus.cache_dir,
+                       config.seed) if searches and "index" in self.method.asks else None
+    self.library = CorpusLibrary(config, self.corpus, self.tokenizer, embedder, index)
     self.chunk_tokens = ChunkTokens(self.corpus, self.tokenizer, config.synthesis.separator,
                                     config.screening.max_chunk_tokens)
-    self.retriever = Retriever(config.screening, config.seed, self.corpus, self.embedder, self.index,
-                               self.chunk_tokens)
+    self.retriever = Retriever(self.screening, config.seed, self.corpus, embedder, index,
+                               self.chunk_tokens) if self.screens else None
 
   def scorer(self) -> Scorer:
     """The current policy as a scoring program."""
@@ -108,23 +122,32 @@ class _Loop:
                   tokens_per_batch=config.screening.tokens_per_batch,
                   bucket_multiple=config.screening.bucket_multiple)
 
-  def screen(self, round_: Round) -> None:
-    """Screening and synthesis with the current policy; `screened.json` is written last."""
-    config, step = self.config, int(self.state.step)
-    scorer = self.scorer()
+  def prepare(self, round_: Round) -> None:
+    """All that comes before training; `screened.json` is written last."""
+    step = int(self.state.step)
     previous = self.workdir.round(round_.index - 1) if round_.index > 1 else None
+    if self.screens:
+      self.screen(round_, previous, step)
+    if hosts.is_first():
+      summary = summarise(self.screening, round_, previous) if self.screens else {
+          "round": round_.index, "policy_step": step}
+      counts = self.synthesize(round_, step)
+      write_json(round_.screened_path, {**summary, **counts})
+      log_summary({**summary, **counts})
+      self.library.done()
+    else:
+      self.library.serve()
+    hosts.barrier("screened")
+
+  def screen(self, round_: Round, previous: Round | None, step: int) -> None:
+    """What the current policy says of the round's roots, and of the dependencies that the last one accepted."""
+    config, scorer = self.config, self.scorer()
     if previous and not hosts.agreed(round_.table("offpolicy").exists()):
       table = self.recheck(previous, scorer)
       if hosts.is_first():
         tables.write(round_.table("offpolicy"), table)
-    Screener(config.screening, config.seed, config.corpus.root_sources, self.corpus, self.tokenizer, self.retriever,
+    Screener(self.screening, config.seed, config.corpus.root_sources, self.corpus, self.tokenizer, self.retriever,
              self.chunk_tokens, scorer, step).screen(round_)
-    if hosts.is_first():
-      summary = summarise(config.screening, round_, previous)
-      counts = self.synthesize(round_, step)
-      write_json(round_.screened_path, {**summary, **counts})
-      log_summary(summary)
-    hosts.barrier("screened")
 
   def recheck(self, previous: Round, scorer: Scorer):
     """The previous round's accepted dependencies under the current policy."""
@@ -134,17 +157,21 @@ class _Loop:
   def synthesize(self, round_: Round, policy_step: int) -> dict:
     """Writes the round's training sequences; returns their counts."""
     config = self.config
-    roots, _ = read_roots(tables.read(round_.table("roots")))
-    positives = tables.to_records(Positive, tables.read(round_.table("positives")))
-    sequences = synthesize(
-        roots, positives, tables.to_records(Negative, tables.read(round_.table("negatives"))),
-        chunk_tokens=self.chunk_tokens, filler=self.retriever.filler(round_.index),
-        separator=self.chunk_tokens.separator, sequence_length=config.synthesis.sequence_length, seed=config.seed,
-        round_index=round_.index, policy_step=policy_step)
-    written = write_sequences(sequences, round_.directory)
     read = config.training.steps_per_round * config.training.batch_size
+    screened = self.screened(round_) if self.screens else None
+    written = write_sequences(self.method.sequences(Inputs(
+        config.seed, round_.index, policy_step, config.synthesis.sequence_length, read, config.method_options,
+        self.library, screened)), round_.directory)
     return {"sequences": written, "epochs": read / written,
-            "synthesis": storage.summarise(tables.read(round_.table("sequences")), positives)}
+            "synthesis": storage.summarise(tables.read(round_.table("sequences")),
+                                           screened.positives if screened else ())}
+
+  def screened(self, round_: Round) -> Screened:
+    """What the policy said, from the round's tables."""
+    roots, _ = read_roots(tables.read(round_.table("roots")))
+    positives, negatives = (tables.to_records(kind, tables.read(round_.table(name)))
+                            for name, kind in (("positives", Positive), ("negatives", Negative)))
+    return Screened(roots, positives, negatives, self.chunk_tokens, self.retriever.filler(round_.index))
 
   def train(self, round_: Round) -> None:
     """Trains to the end of the round, then marks the round as done."""
@@ -157,10 +184,12 @@ class _Loop:
     """The last policy looks once more at the last round's dependencies."""
     last = self.workdir.round(self.config.rounds)
     if not hosts.agreed(self.workdir.final_json.exists()):
-      table = self.recheck(last, self.scorer())
+      table = self.recheck(last, self.scorer()) if self.screens else None
       if hosts.is_first():
-        tables.write(self.workdir.directory / "offpolicy.parquet", table)
-        write_json(self.workdir.final_json, {"policy_step": int(self.state.step), "offpolicy": offpolicy_gap(table)})
+        if table is not None:
+          tables.write(self.workdir.directory / "offpolicy.parquet", table)
+        write_json(self.workdir.final_json, {"policy_step": int(self.state.step),
+                                             "offpolicy": None if table is None else offpolicy_gap(table)})
 
   def write_report(self) -> None:
     """The page over all rounds so far."""
@@ -171,6 +200,9 @@ class _Loop:
 
 def log_summary(summary: dict) -> None:
   """One line a round: enough to see a starved one."""
+  if "acceptance" not in summary:
+    log.info("round %d: %d sequences, read %.2f times", summary["round"], summary["sequences"], summary["epochs"])
+    return
   own, control = summary["acceptance"]["own"], summary["acceptance"]["control"]
   log.info("round %d: %d roots, %.1f anchors a root; accepted at epsilon %.3f: own %d of %d (%.2f%%), control %d of %d "
            "(%.2f%%); %d positives, mean gain %.2f%s", summary["round"], summary["roots"], summary["anchors_per_root"],

@@ -128,8 +128,9 @@ class Span:
   """Tokens [start, end) of a long sequence and where they come from.
 
   role: "root", "positive", "negative" or "filler". `doc_id` is the root that the span serves (also for
-  its contexts); `chunk_id` is "" for a root; `position` is the anchor a positive explains, else -1;
-  gain is NaN but for positives; rank orders the positives by gain and the negatives by similarity.
+  its contexts); `chunk_id` is "" for a root, or the part of it that the span is; `position` is the anchor a
+  positive explains, else -1; gain is NaN but for positives; rank orders the positives by gain, the negatives
+  and KNN's neighbours by similarity and UtK's pieces by their place in the document.
   """
   start: int
   end: int

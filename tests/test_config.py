@@ -45,6 +45,13 @@ def test_the_demo_config_is_valid_and_survives_json():
     ({"corpus__root_sources": ("books",)}, ["corpus.root_sources is 'books'", "sotu, wiki"]),
     ({"corpus__sources": ()}, ["corpus.sources is empty"]),
     ({"rounds": 0}, ["rounds is 0", "at least 1"]),
+    ({"method": "policyshort"}, ["method is 'policyshort'", "policylong, entropylong, nextlong"]),
+    ({"method": "entropylong"}, ["method is 'entropylong' and rounds is 2", "set rounds to 1"]),
+    ({"method_options__search": "grep"}, ["method_options.search is 'grep'", "embeddings, bm25"]),
+    ({"method_options__nextlong_k": 0}, ["method_options.nextlong_k is 0", "at least 1"]),
+    ({"method_options__nextlong_position": "middle"}, ["nextlong_position is 'middle'", "head, tail, random"]),
+    ({"method_options__quest_split_ratio": 1.5}, ["quest_split_ratio is 1.5", "between 0.0 and 1.0"]),
+    ({"method_options__utk_share": -0.1}, ["utk_share is -0.1"]),
     ({"model": 3}, ["model is 3", "group of fields"]),
 ])
 def test_a_contradiction_is_named_with_both_values(changes, words):

@@ -103,6 +103,15 @@ def test_two_processes_killed_and_started_again_end_with_the_bytes_of_one_that_w
   assert "training" in ended[0][1] and "round" not in ended[1][1]
 
 
+def test_a_method_that_searches_without_a_policy_finds_the_same_chunks_in_two_processes(folder):
+  settings = {"method": "nextlong", "rounds": 1}
+  for processes in (1, 2):
+    ended = run(folder / "small.py", folder / f"nextlong{processes}", processes, **settings)
+    assert {code for code, _ in ended} == {0}, ended
+  a, b = (_files(folder / f"nextlong{processes}", "rounds/1/**/*.[ap]*") for processes in (1, 2))
+  assert a and a == b and any("array_record" in name for name in a)
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(folder, one):
   for processes, kill in ((2, (1, "candidates:1")), (4, (2, "verify:1")), (2, (0, "negatives:1")),

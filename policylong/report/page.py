@@ -40,7 +40,7 @@ def render(run: Run, chunk_text: Callable[[str], str] | None) -> str:
   named = [("rounds", "Was each round sane?", _rounds(run)),
            ("numbers", "Round by round", round_table(run) or _nothing("No round, no numbers.")),
            ("plots", "What changed", _plots(run)),
-           ("roots", "Roots, anchors and verdicts", _roots(run, texts)),
+           *([("roots", "Roots, anchors and verdicts", _roots(run, texts))] if run.screened else []),
            ("sequences", "Training sequences", _sequences(run)),
            ("corpus", "Corpus", _corpus(run)),
            ("run", "The run", _run(run))]
@@ -64,13 +64,17 @@ def _header(run, links, texts):
       ("Model", _name(model) if model else NONE, f"scored in {run.setting('model.scoring_dtype', NONE)}"),
       ("Corpus", plural(run.corpus["documents"], "document") if "documents" in run.corpus else NONE,
        f"{count(run.corpus.get('chunks'))} chunks of {count(run.setting('corpus.chunk_chars'))} characters"),
-      ("Rounds finished", of(len(done), rounds), "each screened by the policy of that moment"),
+      ("Method", run.setting("method", "policylong"), "how sequences are made"),
+      ("Rounds finished", of(len(done), rounds),
+       "each screened by the policy of that moment" if run.screened else "none screened: the method asks no policy"),
       ("Policy at step", " → ".join(count(step) for step in dict.fromkeys(steps)) or NONE,
        "training steps, round by round"),
-      ("α, anchors", setting(run.setting("screening.alpha", NONE)), "standard deviations above a root's mean entropy"),
-      ("ε, accepted gain", " → ".join(dict.fromkeys(epsilons)) or NONE, _epsilon_source(run)),
+      *([("α, anchors", setting(run.setting("screening.alpha", NONE)),
+          "standard deviations above a root's mean entropy"),
+         ("ε, accepted gain", " → ".join(dict.fromkeys(epsilons)) or NONE, _epsilon_source(run))]
+        if run.screened else []),
       ("Sequence", f"{count(run.setting('synthesis.sequence_length'))} tokens",
-       f"roots of at most {count(run.setting('screening.root_tokens'))}"),
+       f"roots of at most {count(run.setting('screening.root_tokens'))}" if run.screened else "exactly"),
   ]
   cells = [element("div", element("dt", name), element("dd", value, element("small", note)))
            for name, value, note in entries]
@@ -93,6 +97,8 @@ def _epsilon_source(run):
 
 
 def _thresholds(run):
+  if not run.screened:
+    return []
   alpha, epsilons = run.setting("screening.alpha"), {run.epsilon(round_) for round_ in run.rounds} - {None}
   if run.setting("screening.epsilon") is not None:
     epsilons.add(run.setting("screening.epsilon"))
@@ -112,8 +118,8 @@ def _rounds(run):
     head = element("h3", f"Round {round_.index}", element("span", word, class_=f"chip {_CHIPS[word]}"))
     items = [element("li", check.sentence, class_=check.level) for check in checks]
     cards.append(element("div", head, element("ul", *items, class_="checks"), class_="card"))
-  lead = element("p", "✓ as it should be, ? look closer, ✗ wrong. The control is random chunks, verified like "
-                      "candidates: what passes of them passes by chance.", class_="lead")
+  control = " The control is random chunks, verified like candidates: what passes of them passes by chance."
+  lead = element("p", "✓ as it should be, ? look closer, ✗ wrong." + control * run.screened, class_="lead")
   return join([lead, element("div", *cards, class_="cards")] if cards else [_nothing("No round has been started.")])
 
 
@@ -138,8 +144,8 @@ def _sequences(run):
   drawn = sequences.drawings(run)
   if not drawn:
     return _nothing("No sequence can be drawn: the table is missing or empty.")
-  lead = element("p", "Those with most positive tokens. A root comes after its own contexts, which are shuffled.",
-                 class_="lead")
+  lead = element("p", "Those with most positive tokens. A root comes after its own contexts, which are shuffled."
+                 if run.screened else "A root is a document, or a part of one.", class_="lead")
   return join([lead, sequences.key(), *drawn])
 
 

@@ -18,6 +18,8 @@ def round_table(run: Run) -> Markup | None:
   rows = [(_header(name, unit), *(value(entry) for entry in numbers)) for name, unit, value in _QUANTITIES]
   rows += [(_header(name, unit), *(value([row for row in run.metrics if row.get("round") == round_.index])
                                         for round_ in run.rounds)) for name, unit, value in _TRAINING]
+  if not run.screened:
+    rows = [row for row in rows if any(cell != NONE for cell in row[1:])]
   return table(head, rows, class_="rounds")
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from policylong.config import POLICY_METHODS
 from policylong.errors import UserError
 from policylong.workdir import Round, Workdir, read_json
 
@@ -29,6 +30,7 @@ class RoundData:
   finished: bool
   summary: dict
   notes: list[str]
+  screened: bool = True  # whether the method asks the policy; a round that was not screened has sequences alone
   _read: dict = dataclasses.field(default_factory=dict, repr=False)
 
   def columns(self, name: str, columns: Sequence[str], doc_ids: Sequence[str] | None = None) -> dict | None:
@@ -36,6 +38,8 @@ class RoundData:
 
     String and list columns come as arrays of Python objects.
     """
+    if not self._has(name):
+      return None
     key = (name, tuple(columns))
     if doc_ids is not None:
       return read_columns(self.folder.table(name), columns, self.notes, doc_ids)
@@ -45,7 +49,13 @@ class RoundData:
 
   def rows(self, name: str) -> int | None:
     """How many rows a table has; None where it cannot be read."""
+    if not self._has(name):
+      return None
     return _use(self.folder.table(name), (), self.notes, lambda file: file.metadata.num_rows)
+
+  def _has(self, name: str) -> bool:
+    """Whether a table should be there, and is worth a note if it is not."""
+    return self.screened or name == "sequences"
 
   @functools.cached_property
   def entropy_histogram(self) -> np.ndarray:
@@ -57,7 +67,8 @@ class RoundData:
         values = batch.column(0).flatten().to_numpy(zero_copy_only=False)
         bins = (values[np.isfinite(values)] / ENTROPY_BIN).astype(np.int64)
         counts[:] += np.bincount(np.clip(bins, 0, ENTROPY_BINS - 1), minlength=ENTROPY_BINS)
-    _use(self.folder.table("roots"), ("entropy",), self.notes, add)
+    if self._has("roots"):
+      _use(self.folder.table("roots"), ("entropy",), self.notes, add)
     return counts
 
   @functools.cached_property
@@ -94,6 +105,11 @@ class Run:
       value = value[part]
     return value
 
+  @property
+  def screened(self) -> bool:
+    """Whether the method asks the policy."""
+    return self.setting("method", "policylong") in POLICY_METHODS
+
   def epsilon(self, round_: RoundData) -> float | None:
     """The gain a chunk had to exceed in this round."""
     value = round_.summary.get("epsilon", self.setting("screening.epsilon"))
@@ -116,7 +132,8 @@ def read_run(workdir: Workdir) -> Run:
   metrics = _metrics(workdir.metrics, notes)
   parent = workdir.round(1).directory.parent
   found = sorted(int(path.name) for path in parent.iterdir() if path.name.isdigit()) if parent.exists() else []
-  rounds = [_round(workdir.round(index)) for index in found]
+  screened = config.get("method", "policylong") in POLICY_METHODS
+  rounds = [_round(workdir.round(index), screened) for index in found]
   if not rounds:
     notes.append("There is no round in rounds/ yet.")
   path = workdir.directory / "offpolicy.parquet"  # the last round's dependencies under the final policy
@@ -156,12 +173,12 @@ def _use(path, columns, notes, action):
   return None
 
 
-def _round(folder: Round) -> RoundData:
+def _round(folder: Round, screened: bool) -> RoundData:
   notes = []
   finished = folder.done
   path = folder.done_path if finished else folder.screened_path
   summary = _json(path, notes, path.name) if path.exists() else {}
-  return RoundData(folder.index, folder, finished, summary, notes)
+  return RoundData(folder.index, folder, finished, summary, notes, screened)
 
 
 def _json(path, notes, name) -> dict:

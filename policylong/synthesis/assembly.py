@@ -114,7 +114,7 @@ class Draft:
 
   def _offer(self, root, context) -> np.ndarray:
     """The context's tokens; none where its text stands in the sequence already, or will with `root`."""
-    document = _document_of(context.chunk_id)
+    document = document_of(context.chunk_id)
     if context.chunk_id in self._chunks or document == root.doc_id or document in self._roots:
       return _NOTHING
     return self._chunk_tokens(context.chunk_id)
@@ -125,7 +125,7 @@ class Draft:
       block.contexts.append((context, tokens))
       self._used += len(tokens)
       self._chunks.add(context.chunk_id)
-      self._documents.add(_document_of(context.chunk_id))
+      self._documents.add(document_of(context.chunk_id))
 
   def _fill(self, filler):
     block, asked, seen = self._blocks[-1], 8, 0
@@ -152,6 +152,6 @@ _ROOT = Context("", "root", -1, float("nan"), -1)
 _NOTHING = np.zeros(0, np.int32)
 
 
-def _document_of(chunk_id: str) -> str:
+def document_of(chunk_id: str) -> str:
   """The document in a chunk id, "<doc id>#<start>-<end>"."""
   return chunk_id.rpartition("#")[0]

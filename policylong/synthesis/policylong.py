@@ -13,6 +13,16 @@ import numpy as np
 
 from policylong.records import LongSequence, Negative, Positive, Root
 from policylong.synthesis.assembly import ChunkTokens, Context, Draft, Filler
+from policylong.synthesis.method import Inputs
+
+
+def sequences(inputs: Inputs) -> Iterator[LongSequence]:
+  """The sequences of a screened round; see `synthesize`, which also says what it raises."""
+  screened = inputs.screened
+  return synthesize(
+      screened.roots, screened.positives, screened.negatives, chunk_tokens=screened.chunk_tokens,
+      filler=screened.filler, separator=inputs.library.separator, sequence_length=inputs.length, seed=inputs.seed,
+      round_index=inputs.round_index, policy_step=inputs.policy_step)
 
 
 def synthesize(roots: Iterable[Root], positives: Iterable[Positive], negatives: Iterable[Negative], *,

@@ -112,15 +112,17 @@ def summarise(spans: pa.Table, positives: Sequence[Positive]) -> dict:
   """What became of a round's positives, from its table of spans.
 
   Returns:
-    sequences, roots (blocks), joined_sequences (of several roots), tokens {role: count}, positives_cut_off
-    (positives of roots in use that found no room, or whose text stood in the sequence already).
+    sequences, roots (documents, in each sequence), joined_sequences (of several), tokens {role: count},
+    positives_cut_off (positives of roots in use that found no room, or whose text stood in the sequence already).
   """
   counts = spans.group_by("role").aggregate([("start", "sum"), ("end", "sum"), ("role", "count")]).to_pylist()
   tokens = {row["role"]: row["end_sum"] - row["start_sum"] for row in counts}
   roots = spans.filter(pc.equal(spans.column("role"), "root"))
   used = set(roots.column("doc_id").to_pylist())
   placed = sum(row["role_count"] for row in counts if row["role"] == "positive")
-  blocks = roots.group_by("sequence").aggregate([("role", "count")]).column("role_count").to_pylist()
+  # A root may lie in several spans.
+  documents = roots.group_by(["sequence", "doc_id"]).aggregate([])
+  blocks = documents.group_by("sequence").aggregate([("doc_id", "count")]).column("doc_id_count").to_pylist()
   return {"sequences": len(blocks), "roots": sum(blocks), "joined_sequences": sum(n > 1 for n in blocks),
           "tokens": {role: tokens.get(role, 0) for role in ("root", "positive", "negative", "filler")},
           "positives_cut_off": sum(positive.doc_id in used for positive in positives) - placed}

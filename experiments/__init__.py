@@ -1,0 +1,1 @@
+"""Comparisons and ablations: grids of runs, and the command that runs them."""

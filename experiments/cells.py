@@ -1,0 +1,96 @@
+"""What a grid file holds: a base config, its cells, its seeds.
+
+A grid is a Python file with
+
+  SEEDS = (0, 1, 2)          every cell is run with each of them
+  def get_config():          the config that all cells change, as in configs/
+  def cells():               yields (name, {"dotted.field": value})
+
+and, where a cell's numbers should be more than the run's own,
+
+  def measure(workdir):      {name: number} of a finished run; called once, and kept
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import pathlib
+import re
+from collections.abc import Callable, Mapping
+
+from policylong import config as config_lib
+from policylong.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """One run of a grid: a row of its table. `changes` are the cell's fields that differ from the grid's config."""
+  name: str
+  seed: int
+  changes: Mapping[str, object]
+  config: config_lib.Config
+
+  @property
+  def folder(self) -> str:
+    """The run's folder below the grid's."""
+    return f"{self.name}-seed{self.seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+  """All runs, the seeds of a cell one after the other, and what is measured of each beside its own numbers."""
+  cells: tuple[Cell, ...]
+  measure: Callable[[pathlib.Path], dict[str, float]] | None
+
+
+def read_grid(path: str) -> Grid:
+  """Reads a grid file and checks the config of every cell.
+
+  Raises:
+    UserError: the file is missing or lacks a part, a name is used twice or is no name for a folder, or a cell has an
+      unknown field or a value that the config refuses.
+  """
+  if not pathlib.Path(path).is_file():
+    raise UserError(f"--grid is {path}, and no such file exists")
+  spec = importlib.util.spec_from_file_location("grid_file", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  for part in ("SEEDS", "get_config", "cells"):
+    if not hasattr(module, part):
+      raise UserError(f"{path} has no {part}: a grid has SEEDS, get_config() and cells()")
+  found: dict[str, Cell] = {}
+  for name, changes in module.cells():
+    if not re.fullmatch(r"[\w.=+-]+", name):
+      raise UserError(f"{path}: the cell name {name!r} is no name for a folder: use letters, digits and _ . = + -")
+    for seed in module.SEEDS:
+      cell = Cell(name, seed, changes, _config(path, name, module.get_config().to_dict(), {**changes, "seed": seed}))
+      if cell.folder in found:
+        raise UserError(f"{path}: two cells have the name {name!r}")
+      found[cell.folder] = cell
+  if not found:
+    raise UserError(f"{path} has no cell: cells() and SEEDS must yield at least one each")
+  return Grid(tuple(found.values()), getattr(module, "measure", None))
+
+
+def _config(path: str, name: str, values: dict, changes: Mapping[str, object]) -> config_lib.Config:
+  for field, value in changes.items():
+    group = values
+    *parents, last = field.split(".")
+    for parent in parents:
+      group = group.get(parent) if isinstance(group, dict) else None
+    if not isinstance(group, dict) or last not in group:
+      close = difflib.get_close_matches(field, _fields(values), n=1)
+      raise UserError(f"{path}: cell {name!r} changes {field}, which is not a config field"
+                      + (f"; did you mean {close[0]}?" if close else ""))
+    group[last] = value
+  try:
+    return config_lib.parse(values)
+  except config_lib.ConfigError as error:
+    raise UserError(f"{path}: cell {name!r}: {error}") from error
+
+
+def _fields(values: dict, prefix: str = "") -> list[str]:
+  fields = []
+  for name, value in values.items():
+    fields += [prefix + name, *(_fields(value, f"{prefix}{name}.") if isinstance(value, dict) else [])]
+  return fields

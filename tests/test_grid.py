@@ -1,0 +1,142 @@
+"""A grid goes on where it was killed, survives a cell that fails, and ends in a table that says so."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from experiments.cells import read_grid
+from experiments.results import interval, write_results
+from policylong.config import METHODS
+from policylong.errors import UserError
+from tests.small_run import make_small_run
+from tests.test_resume import REPOSITORY
+
+GRID = '''
+import pathlib
+from tests.small_run import small_config
+
+SEEDS = (0,)
+
+def get_config():
+  config = small_config(pathlib.Path({folder!r}))
+  config.rounds = 1
+  config.training.steps_per_round = 2
+  return config
+
+def cells():
+  yield from {cells!r}
+
+def measure(workdir):
+  return {{"files": len(list(workdir.glob("rounds/*/sequences/*")))}}
+'''
+
+
+def write_grid(folder, cells, name="grid.py"):
+  path = folder / name
+  path.write_text(GRID.format(folder=str(folder), cells=cells))
+  return path
+
+
+def start(path, workdir):
+  environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+  return subprocess.Popen([sys.executable, "-m", "experiments.grid", f"--grid={path}", f"--workdir={workdir}"],
+                          cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          start_new_session=True)
+
+
+def test_a_grid_that_was_killed_goes_on_and_a_failing_cell_does_not_stop_it(tmp_path, material):
+  make_small_run(tmp_path, material)
+  # Of the small corpus no document has fewer tokens than a sequence.
+  path = write_grid(tmp_path, [("standard", {"method": "standard"}), ("prolong", {"method": "prolong"}),
+                               ("policylong", {"screening.control_chunks": 2})])
+  out = tmp_path / "out"
+  running, end = start(path, out), time.monotonic() + 600
+  while not (out / "runs" / "policylong-seed0" / "config.json").exists():  # in the middle of the last cell
+    assert time.monotonic() < end and running.poll() is None, running.communicate()
+    time.sleep(0.05)
+  os.killpg(running.pid, signal.SIGKILL)
+  running.communicate()
+  assert not (out / "outcomes" / "policylong-seed0.json").exists()
+  first = out / "runs" / "standard-seed0"
+  before = {p: p.stat().st_mtime_ns for p in first.rglob("*")}
+
+  again = start(path, out)
+  told, errors = again.communicate(timeout=600)
+  assert again.returncode == 1 and "Traceback" not in errors
+  assert errors.strip().splitlines()[-1].startswith("error: 1 of 3 runs failed (prolong-seed0)")
+  assert {p: p.stat().st_mtime_ns for p in first.rglob("*")} == before
+  rows = {row["cell"]: row for row in pq.read_table(out / "table.parquet").to_pylist()}
+  assert {name: row["status"] for name, row in rows.items()} == {
+      "standard": "done", "prolong": "failed", "policylong": "done"}
+  assert rows["prolong"]["error"].startswith("prolong, round 1: documents of fewer than 256 tokens hold 0 tokens")
+  assert rows["standard"]["files"] == 1 and rows["standard"]["accepted_own"] is None
+  assert rows["policylong"]["accepted_own"] > 0 and rows["policylong"]["root_share"] == 64 / 256
+  table = (out / "table.md").read_text()
+  assert "prolong, seed 0, failed: prolong, round 1" in table and table in told
+  assert "policylong" in (out / "plot.svg").read_text()
+
+
+@pytest.mark.parametrize("cells, words", [
+    ([("a", {}), ("b", {"screening.alhpa": 1.0})], ["cell 'b' changes screening.alhpa", "mean screening.alpha?"]),
+    ([("a", {"screening.alpha.beta": 1.0})], ["changes screening.alpha.beta"]),
+    ([("a", {"method": "best"})], ["cell 'a': method is 'best'"]),
+    ([("a", {}), ("a", {"method": "knn"})], ["two cells have the name 'a'"]),
+    ([("a/b", {})], ["'a/b' is no name for a folder"]),
+    ([], ["has no cell"]),
+])
+def test_a_mistake_in_a_grid_is_named_before_anything_runs(tmp_path, cells, words):
+  with pytest.raises(UserError) as caught:
+    read_grid(str(write_grid(tmp_path, cells)))
+  assert "\n" not in str(caught.value)
+  for word in words:
+    assert word in str(caught.value)
+
+
+def test_a_file_that_is_no_grid_is_told_as_such(tmp_path):
+  with pytest.raises(UserError, match="no such file"):
+    read_grid(str(tmp_path / "none.py"))
+  (tmp_path / "config.py").write_text("def get_config(): pass")
+  with pytest.raises(UserError, match="has no SEEDS"):
+    read_grid(str(tmp_path / "config.py"))
+
+
+def test_the_comparison_has_every_method_with_the_same_tokens():
+  grid = read_grid(str(REPOSITORY / "experiments" / "comparison.py"))
+  assert {cell.config.method for cell in grid.cells} == set(METHODS) and len(grid.cells) == 3 * len(METHODS)
+  assert len({cell.config.rounds * cell.config.training.steps_per_round * cell.config.training.batch_size
+              * cell.config.synthesis.sequence_length for cell in grid.cells}) == 1
+  assert len({cell.config.corpus.cache_dir for cell in grid.cells}) == 1
+
+
+def test_the_interval_covers_the_true_mean_as_often_as_it_says():
+  rng = np.random.default_rng(0)
+  hits = sum(abs(mean - 5) <= half for mean, half in (interval(rng.normal(5, 2, 3)) for _ in range(4000)))
+  assert abs(hits / 4000 - 0.95) < 0.015  # a binomial's standard deviation is 0.0034
+  mean, half = interval([1.0, 2.0, 3.0])
+  assert (mean, half) == (2.0, pytest.approx(4.302653 / math.sqrt(3)))  # t(0.975, 2) = 4.302653; deviation 1
+  assert interval([7.0])[0] == 7.0 and math.isnan(interval([7.0])[1])
+
+
+def test_the_table_has_means_with_intervals_over_seeds(tmp_path):
+  path = write_grid(tmp_path, [("a", {}), ("b", {"method": "knn"})])
+  path.write_text(path.read_text().replace("SEEDS = (0,)", "SEEDS = (0, 1, 2)"))
+  grid = read_grid(str(path))
+  (tmp_path / "outcomes").mkdir()
+  for cell, value in zip(grid.cells, (1.0, 2.0, 3.0)):
+    (tmp_path / "outcomes" / f"{cell.folder}.json").write_text(json.dumps({"numbers": {"score": value}}))
+  write_results(grid, tmp_path)
+  table = (tmp_path / "table.md").read_text()
+  assert "| a | 3 of 3 | 2 ± 2.5 |" in table and "| b | 0 of 3 | – |" in table
+  rows = pq.read_table(tmp_path / "table.parquet").to_pylist()
+  assert [row["seed"] for row in rows] == [0, 1, 2] * 2 and [row["score"] for row in rows] == [1, 2, 3] + [None] * 3
+  assert [row["status"] for row in rows] == ["done"] * 3 + ["waiting"] * 3
+  plot = (tmp_path / "plot.svg").read_text()
+  assert plot.count("<circle") == 3 and "score" in plot

@@ -1,0 +1,68 @@
+"""Whole runs of the methods: EntropyLong is PolicyLong's first round, and what asks no policy costs no screening."""
+
+import json
+import shutil
+
+import pytest
+
+from policylong import config as config_lib
+from policylong import loop
+from tests.small_run import make_small_run, small_config
+from tests.test_resume import run_main
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, material):
+  folder = tmp_path_factory.mktemp("methods")
+  make_small_run(folder, material)
+  return folder
+
+
+def run(folder, workdir, **changes):
+  """One round on the 8 simulated devices."""
+  values = small_config(folder)
+  values.mesh.update({"data": 2, "fsdp": 1, "context": 4})
+  values.update({"rounds": 1, **{name: value for name, value in changes.items() if "." not in name}})
+  for name, value in changes.items():
+    if "." in name:
+      values[name.split(".")[0]][name.split(".")[1]] = value
+  return loop.run(config_lib.parse(values), workdir)
+
+
+def test_one_round_of_policylong_without_negatives_is_entropylong_to_the_byte(folder, tmp_path):
+  run(folder, tmp_path / "a", method="policylong", **{"screening.negatives": "none"})
+  run(folder, tmp_path / "b", method="entropylong")
+  a, b = ({str(path.relative_to(tmp_path / name)): path.read_bytes()
+           for path in sorted((tmp_path / name / "rounds" / "1").rglob("*")) if path.is_file()} for name in "ab")
+  assert a == b and {"rounds/1/sequences/part-00000.array_record", "rounds/1/sequences.parquet"} <= set(a)
+  losses = [[json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+            for name in "ab"]
+  assert losses[0] == losses[1] and len(losses[0]) == 4
+
+
+def test_a_method_without_policy_screens_nothing_embeds_nothing_and_has_a_page(folder, tmp_path):
+  shutil.rmtree(folder / "cache", ignore_errors=True)
+  page = run(folder, tmp_path / "run", method="standard").read_text()
+  round_ = tmp_path / "run" / "rounds" / "1"
+  assert {path.name for path in round_.iterdir()} == {"sequences", "sequences.parquet", "screened.json", "DONE.json"}
+  assert not list((folder / "cache").glob("rows-*")) and not (tmp_path / "run" / "offpolicy.parquet").exists()
+  done = json.loads((round_ / "DONE.json").read_text())
+  assert done["sequences"] == 8 and done["epochs"] == 1.0 and done["policy_step"] == 0
+  assert "standard" in page and "is missing" not in page and "small-scale thresholds" not in page
+  assert "none screened" in page
+
+
+def test_a_method_without_policy_is_resumed_like_any_other(folder, tmp_path):
+  settings = {"method": "nextlong", "rounds": 1}
+  assert run_main(folder / "small.py", tmp_path / "whole", **settings).returncode == 0
+  for kill in ("synthesis:3", "training:2"):
+    assert run_main(folder / "small.py", tmp_path / "killed", kill, **settings).returncode == -9
+  last = run_main(folder / "small.py", tmp_path / "killed", **settings)
+  assert last.returncode == 0, last.stderr[-3000:]
+  whole, killed = ({str(path.relative_to(tmp_path / name)): path.read_bytes() for pattern in (
+      "rounds/**/*", "final.json") for path in sorted((tmp_path / name).glob(pattern)) if path.is_file()}
+                   for name in ("whole", "killed"))
+  assert whole == killed and any(name.endswith(".array_record") for name in whole)
+  losses = [[json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+            for name in ("whole", "killed")]
+  assert losses[0] == losses[1] and len(losses[0]) == 4
