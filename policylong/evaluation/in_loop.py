@@ -2,9 +2,12 @@
 
 import logging
 
+from etils import epath
+
 from policylong import hosts
 from policylong.config import Config
 from policylong.evaluation.benchmarks import claimants, evaluate
+from policylong.evaluation.policy import Policy, end_tokens
 from policylong.evaluation.results import Options, check_lengths, read
 from policylong.model.qwen import ModelConfig
 from policylong.training.metrics import write_scalars
@@ -45,11 +48,9 @@ class RoundEvaluation:
     hosts.barrier("evaluation")
 
   def _policy(self, params, step: int, tokenizer, mesh):
-    from policylong.evaluation.policy import Policy, end_tokens  # not every run evaluates
-
     path = self._config.model.path
     return Policy(params, self._model, tokenizer, name=f"{path} step {step}" if step else path,
-                  end_tokens=end_tokens(tokenizer, path), mesh=mesh, dtype=self._config.model.scoring_dtype,
+                  end_tokens=sorted(end_tokens(tokenizer, epath.Path(path))), mesh=mesh, dtype=self._config.model.scoring_dtype,
                   batch_tokens=self._config.screening.tokens_per_batch)
 
   def _options(self, index: int) -> Options:

@@ -63,8 +63,8 @@ def position_change(run: Run) -> Markup | None:
 def _curves(run: Run):
   """A curve over the policies for each measure that is worth one."""
   for task, title, unit, reading in (
-      ("longppl", "LongPPL", "perplexity", "Of the tokens that need the long context, which the base model names; lower "
-                                           "is better."),
+      ("longppl", "LongPPL", "perplexity", "Of the tokens that need the long context, as the base model sees it; "
+                                           "lower is better."),
       ("position_loss", "Held-out loss", "nats per token", "All positions; lower is better."),
       ("ruler", "RULER", "mean of 13 tasks", "Higher is better.")):
     lengths = sorted({length for entry in run.evaluations for length in entry.results.get(task, {})}, key=int)
