@@ -50,8 +50,8 @@ class RoundEvaluation:
   def _policy(self, params, step: int, tokenizer, mesh):
     path = self._config.model.path
     return Policy(params, self._model, tokenizer, name=f"{path} step {step}" if step else path,
-                  end_tokens=sorted(end_tokens(tokenizer, epath.Path(path))), mesh=mesh, dtype=self._config.model.scoring_dtype,
-                  batch_tokens=self._config.screening.tokens_per_batch)
+                  end_tokens=sorted(end_tokens(tokenizer, epath.Path(path))), mesh=mesh,
+                  dtype=self._config.model.scoring_dtype, batch_tokens=self._config.screening.tokens_per_batch)
 
   def _options(self, index: int) -> Options:
     config = self._config.eval
