@@ -14,8 +14,8 @@ from policylong.evaluation.ruler_package import TASKS
 from policylong.evaluation.ruler_prompts import PromptSets
 from tests.evaluation.standins import Answering
 
-# Quick generators: needles among words take 11 seconds to start, for they sort nine million words.
-QUICK = ("vt", "fwe", "qa_1")
+# Quick generators, others for each test: needles among words take 11 seconds to start, for they sort nine million words.
+QUICK, QUICK_TOO = ("vt", "qa_1"), ("fwe", "cwe")
 
 
 def sets_of(package, tokenizer, ruler_dir, count=2, seed=42):
@@ -65,7 +65,7 @@ def test_prompts_are_byte_for_byte_those_that_the_package_writes_by_itself(packa
 
 
 @pytest.mark.parametrize("length, tasks", [
-    pytest.param(2048, QUICK, id="quick"),
+    pytest.param(2048, QUICK_TOO, id="quick"),
     pytest.param(4096, TASKS, id="all", marks=pytest.mark.slow)])
 def test_who_answers_from_the_gold_field_scores_100_and_who_answers_junk_0(package, tokenizer, options, ruler_dir,
                                                                            tmp_path, length, tasks):
