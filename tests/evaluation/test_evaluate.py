@@ -11,6 +11,7 @@ from policylong import evaluate
 from policylong.errors import UserError
 from policylong.evaluation import benchmarks, longppl, position_loss, results, ruler
 from policylong.evaluation.results import Result
+from tests.small_run import make_small_run
 from tests.test_resume import REPOSITORY
 
 
@@ -81,3 +82,24 @@ def test_exit_codes_and_sentences(arguments, code, words):
                           cwd=REPOSITORY)
   assert result.returncode == code and words in result.stdout + result.stderr
   assert "Traceback" not in result.stderr
+
+
+def test_the_command_scores_a_real_model_and_goes_on_where_it_was(tmp_path, material, ruler_dir):
+  make_small_run(tmp_path, material)
+  arguments = [sys.executable, "-m", "policylong.evaluate", f"--model={tmp_path}/model", "--lengths=512", "--samples=2",
+               "--tasks=position_loss,longppl,ruler/fwe", f"--documents={tmp_path}/talks.jsonl", "--short_window=128",
+               f"--ruler_dir={ruler_dir}", f"--output={tmp_path}/out", "--dtype=float32"]
+  first = subprocess.run(arguments, capture_output=True, text=True, cwd=REPOSITORY)
+  assert first.returncode == 0, first.stderr[-2000:]
+  held = json.loads((tmp_path / "out" / "results.json").read_text())
+  assert {"ruler/fwe", "longppl", "position_loss", "position_loss/256-511"} < set(held)
+  # fwe fills the window with its prompt, so its middle makes room for the answer
+  assert held["ruler/fwe"]["512"] == {"metric": "string_match_all", "value": 0.0, "samples": 2, "truncated": 2,
+                                      "protocol": "RULER nvidia"}
+  assert 0 < held["position_loss"]["512"]["value"] < 100
+  assert "protocol: RULER nvidia" in first.stdout and "0.00 (2 truncated)" in first.stdout
+  again = subprocess.run(arguments, capture_output=True, text=True, cwd=REPOSITORY)
+  assert again.stdout == first.stdout and "prompt/s" not in again.stderr and "generating" not in again.stderr
+  too_long = subprocess.run([*arguments[:4], "--lengths=1024", *arguments[5:]], capture_output=True, text=True,
+                            cwd=REPOSITORY)
+  assert too_long.returncode == 1 and "length 1024 is asked for, and the window" in too_long.stderr

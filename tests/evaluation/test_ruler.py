@@ -14,7 +14,7 @@ from policylong.evaluation.ruler_package import TASKS
 from policylong.evaluation.ruler_prompts import PromptSets
 from tests.evaluation.standins import Answering
 
-# Quick generators, others for each test: needles among words take 11 seconds to start, for they sort nine million words.
+# Quick generators, others for each test: needles take 11 seconds to start, for they sort nine million words.
 QUICK, QUICK_TOO = ("vt", "qa_1"), ("fwe", "cwe")
 
 
