@@ -218,11 +218,11 @@ def load_policy(model: str, *, dtype: str = "bfloat16", batch_tokens: int = 2048
     opened = _open_run(path, None, mesh)
   elif (path / "model.json").exists():
     params, shape, tokenizer = convert.load_orbax(path, mesh)
-    opened = _Opened(params, shape, tokenizer, str(path), _end_tokens(tokenizer, path / "tokenizer"))
+    opened = _Opened(params, shape, tokenizer, str(path), end_tokens(tokenizer, path / "tokenizer"))
   else:
     shape, tokenizer = hf.read_model_config(path), load_tokenizer(path)
     params = hf.load_params(path, shape, np.dtype(np.float32), mesh)
-    opened = _Opened(params, shape, tokenizer, str(path), _end_tokens(tokenizer, path))
+    opened = _Opened(params, shape, tokenizer, str(path), end_tokens(tokenizer, path))
   return Policy(opened.params, opened.model, opened.tokenizer, name=opened.name, end_tokens=sorted(opened.end_tokens),
                 mesh=mesh, dtype=dtype, batch_tokens=batch_tokens)
 
@@ -249,10 +249,10 @@ def _open_run(directory: epath.Path, step: int | None, mesh: jax.sharding.Mesh) 
   tokenizer = load_tokenizer(base.path)
   params = checkpoints.restore_params(abstract_params(model, jnp.float32, mesh), step)
   checkpoints.close()
-  return _Opened(params, model, tokenizer, f"{directory} step {step}", _end_tokens(tokenizer, epath.Path(base.path)))
+  return _Opened(params, model, tokenizer, f"{directory} step {step}", end_tokens(tokenizer, epath.Path(base.path)))
 
 
-def _end_tokens(tokenizer, directory: epath.Path) -> set[int]:
+def end_tokens(tokenizer, directory: epath.Path) -> set[int]:
   """What ends a generation: the tokenizer's end token, and those of an HF directory's generation_config.json."""
   found = {tokenizer.eos_token_id} - {None}
   where = directory / "generation_config.json"
