@@ -1,0 +1,1 @@
+"""Checkpoints judged by published benchmarks, with the benchmarks' own code and data."""
