@@ -36,7 +36,8 @@ setup(
         "transformers==5.23.0",
     ],
     extras_require={
-        "test": ["pytest==9.2.0", "ruff==0.17.6"],
+        "evaluation": ["lm_eval==0.4.13"],
+        "test": ["lm_eval==0.4.13", "pytest==9.2.0", "ruff==0.17.6"],
         "tpu": ["jax[tpu]==0.12.0.1"],
     },
 )

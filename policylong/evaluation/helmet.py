@@ -11,7 +11,6 @@ Multi-LexSum count by ROUGE-L F1 instead, and the protocol says so.
 import hashlib
 import json
 import pathlib
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,6 +41,11 @@ _CATEGORIES = {
 }
 _AVERAGED = ("recall", "rag", "icl", "rerank", "longqa", "ruler")
 _NOT_JUDGED = {"longqa": "NarrativeQA", "summ": "all"}
+
+
+def names() -> tuple[str, ...]:
+  """The Avg and the categories."""
+  return ("helmet", *(f"helmet/{category}" for category in _CATEGORIES))
 
 
 def claims(task: str) -> bool:
@@ -86,7 +90,7 @@ def _categories_of(task: str) -> Sequence[str]:
   if not category:
     return _AVERAGED
   if category not in _CATEGORIES:
-    raise UserError(f"no task is called {task!r}; HELMET has the categories {', '.join(_CATEGORIES)}")
+    raise UserError(f"there is no task {task!r}; HELMET has the categories {', '.join(_CATEGORIES)}")
   return [category]
 
 

@@ -1,23 +1,22 @@
 """A `Policy` as one of lm-eval's models: every task that lm-eval knows runs on it.
 
 To lm-eval there is one process (its own way to split a task gathers with torch). Every process builds all of a
-task's requests, answers its share of them and is given the others' answers, so all end with the same metrics.
+task's requests, answers its share of them and reads the others' answers, so all end with the same metrics.
 """
 
 import collections
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jinja2
+from etils import epath
 from lm_eval import utils
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
-from tqdm import tqdm
 
-from policylong import hosts
 from policylong.errors import UserError
 from policylong.evaluation.shared_work import answered
 
@@ -35,14 +34,20 @@ class PolicyLM(TemplateLM):
   A prompt that does not fit the window loses tokens on its left, and its document counts as truncated.
   """
 
-  def __init__(self, policy, seed: int = 0):
-    """Wraps `policy`; `seed` is that of tasks which sample.
+  def __init__(self, policy, directory: epath.Path, seed: int = 0):
+    """Wraps a policy.
+
+    Args:
+      policy: what answers.
+      directory: where its answers are kept; no other policy's.
+      seed: of tasks which sample.
 
     Raises:
       UserError: its tokenizer has neither a begin nor an end token, which stands where a context is empty.
     """
     super().__init__()
     self._policy = policy
+    self._directory = directory
     self._seed = seed
     self.tokenizer = policy.tokenizer
     self._warned: set[str] = set()
@@ -97,7 +102,7 @@ class PolicyLM(TemplateLM):
 
   def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
     """(log-probability in nats, whether greedy decoding gives it) of each request's (context, continuation)."""
-    answers = self._answered(requests, [request.args for request in requests], self._pairs)
+    answers = self._answered(requests, [request.args for request in requests], self._pairs, "loglikelihood")
     return [(value, greedy) for value, greedy in answers]
 
   def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -105,44 +110,44 @@ class PolicyLM(TemplateLM):
 
     A text over the window is cut into windows that overlap by one token, and each token is predicted once.
     """
-    return self._answered(requests, [request.args[0] for request in requests], self._texts)
+    return self._answered(requests, [request.args for request in requests], self._texts, "loglikelihood_rolling")
 
   def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
     """What the policy writes after each context, before the first of the task's stop strings."""
-    asked = [(context, json.dumps(normalize_gen_kwargs(arguments, _MOST_NEW_TOKENS), sort_keys=True, default=str))
-             for context, arguments in (request.args for request in requests)]
     # A request that samples comes several times to be answered several times.
-    times = collections.Counter()
-    questions = []
-    for context, arguments in asked:
-      times[context, arguments] += 1
-      questions.append((context, arguments, times[context, arguments] if json.loads(arguments)["do_sample"] else 1))
-    return self._answered(requests, questions, self._generations)
+    times, questions = collections.Counter(), []
+    for context, arguments in (request.args for request in requests):
+      arguments = normalize_gen_kwargs(arguments, _MOST_NEW_TOKENS)
+      question = (context, json.dumps(arguments, sort_keys=True, default=str))
+      times[question] += 1
+      questions.append((*question, (self._seed, times[question]) if arguments["do_sample"] else ()))
+    return self._answered(requests, questions, self._generations, "generate_until")
 
   def _loglikelihood_tokens(self, requests: list[tuple], **kwargs) -> list[tuple[float, bool]]:
     """lm-eval's name for scoring ((context, continuation), context tokens, continuation tokens)."""
     return self._sums([self._windows(context, continuation) for _, context, continuation in requests])
 
-  def _answered(self, requests: Sequence[Instance], questions: Sequence, answer) -> list:
+  def _answered(self, requests: Sequence[Instance], questions: Sequence[tuple], answer, kind: str) -> list:
     """The answers to `questions`; `answer` gives (answer, whether truncated) for a list of them."""
-    found = answered(questions, answer)
+    found = answered(questions, answer, self._directory / kind, kind)
     for request, (_, truncated) in zip(requests, found, strict=True):
       if truncated:
         self.truncated[request.task_name].add(request.doc_id)
     return [value for value, _ in found]
 
-  def _pairs(self, questions: list[tuple[str, str]]) -> list[tuple]:
+  def _pairs(self, questions: list[tuple[str, str]], progress: Callable[[int], None]) -> list[tuple]:
     tokens = [self._encode(context, continuation) for context, continuation in questions]
     truncated = [len(context) + len(continuation) > self.max_length for context, continuation in tokens]
     self._warn_of(truncated)
-    sums = self._loglikelihood_tokens([(question, *pair) for question, pair in zip(questions, tokens)])
+    sums = self._sums([self._windows(*pair) for pair in tokens], progress)
     return list(zip(sums, truncated))
 
-  def _texts(self, texts: list[str]) -> list[tuple]:
-    windows = [self._rolled(self.prefix_token_id, self.tok_encode(text, add_special_tokens=False)) for text in texts]
-    return [(value, False) for value, _ in self._sums(windows)]
+  def _texts(self, questions: list[tuple[str]], progress: Callable[[int], None]) -> list[tuple]:
+    texts = [self.tok_encode(text, add_special_tokens=False) for text, in questions]
+    sums = self._sums([self._rolled(self.prefix_token_id, tokens) for tokens in texts], progress)
+    return [(value, False) for value, _ in sums]
 
-  def _generations(self, questions: list[tuple[str, str, int]]) -> list[tuple]:
+  def _generations(self, questions: list[tuple[str, str, tuple]], progress: Callable[[int], None]) -> list[tuple]:
     prompts, most, truncated, alike = [], [], [], collections.defaultdict(list)
     for i, (context, arguments, _) in enumerate(questions):
       arguments = json.loads(arguments)
@@ -155,12 +160,11 @@ class PolicyLM(TemplateLM):
       alike[self._manner(arguments)].append(i)
     self._warn_of(truncated)
     texts = [""] * len(questions)
-    with tqdm(desc="generating", total=len(questions), unit="prompt", disable=not hosts.is_first()) as bar:
-      for (stop, temperature), group in alike.items():
-        written = self._policy.generate([prompts[i] for i in group], [most[i] for i in group], stop=stop,
-                                        temperature=temperature, seed=self._seed, progress=bar.update)
-        for i, generation in zip(group, written, strict=True):
-          texts[i] = generation.text
+    for (stop, temperature), group in alike.items():
+      written = self._policy.generate([prompts[i] for i in group], [most[i] for i in group], stop=stop,
+                                      temperature=temperature, seed=self._seed, progress=progress)
+      for i, generation in zip(group, written, strict=True):
+        texts[i] = generation.text
     return list(zip(texts, truncated))
 
   def _manner(self, arguments: dict) -> tuple[tuple[str, ...], float]:
@@ -196,11 +200,11 @@ class PolicyLM(TemplateLM):
     windows = utils.get_rolling_token_windows(tokens, before, max_seq_len=self.max_length - 1, context_len=1)
     return [utils.make_disjoint_window(window) for window in windows]
 
-  def _sums(self, windows: Sequence[list[tuple[list[int], list[int]]]]) -> list[tuple[float, bool]]:
-    """The sum over each one's windows, and whether all of them are greedy."""
+  def _sums(self, windows: Sequence[list[tuple[list[int], list[int]]]],
+            progress: Callable[[int], None] = lambda count: None) -> list[tuple[float, bool]]:
+    """The sum over each one's windows, and whether all of them are greedy; progress counts windows."""
     flat = [window for each in windows for window in each]
-    with tqdm(desc="scoring", total=len(flat), unit="request", disable=not hosts.is_first()) as bar:
-      scores = iter(self._policy.loglikelihoods(flat, progress=bar.update) if flat else [])
+    scores = iter(self._policy.loglikelihoods(flat, progress=progress) if flat else [])
     found = []
     for each in windows:
       mine = [next(scores) for _ in each]

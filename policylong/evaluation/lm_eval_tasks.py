@@ -20,11 +20,18 @@ from policylong.evaluation.results import Options, Result
 
 # What lm-eval resamples to estimate the error of a metric that is not a mean.
 _BOOTSTRAPS = 1000
+# The benchmarks beside lm-eval: a name near to theirs is likely meant for them.
+_OTHERS = ("ruler", "longppl", "position_loss", "longbench2", "helmet")
+
+
+def names() -> tuple[str, ...]:
+  """None: lm-eval has 14,000, which it takes ten seconds to list, and the user may have more."""
+  return ()
 
 
 def claims(task: str) -> bool:
-  """Whether the task is left to lm-eval: all are; `run` tells of one that it does not know."""
-  return bool(task)
+  """Whether it may be lm-eval's, whose names have no slash: to be asked last. `run` tells of one it does not know."""
+  return "/" not in task
 
 
 def run(policy, tasks: Sequence[str], options: Options, directory: epath.Path) -> dict[str, dict[str, Result]]:
@@ -47,7 +54,7 @@ def run(policy, tasks: Sequence[str], options: Options, directory: epath.Path) -
   for task in tasks:
     loaded = _load(task, manager)
     parts = [loaded["groups"][task]] if task in loaded["groups"] else list(loaded["tasks"].values())
-    found, truncated = evaluate(policy, parts, manager, options)
+    found, truncated = evaluate(policy, parts, manager, options, directory)
     _write_details(directory / "lm_eval" / f"{re.sub(r'[^\w.-]', '_', task)}.json", found, truncated)
     for name in _shown(found, task):
       results[name] = {"": _result(found, name, truncated, options)}
@@ -57,11 +64,16 @@ def run(policy, tasks: Sequence[str], options: Options, directory: epath.Path) -
 def check_installed() -> None:
   """Raises a UserError where lm-eval is not installed, and prepares it where it is."""
   try:
-    importlib.metadata.version("lm_eval")
+    version()
   except importlib.metadata.PackageNotFoundError as error:
     raise UserError("lm-eval is not installed: pip install 'policylong[evaluation]'") from error
   # Its workers would be forks of a process in which JAX has threads.
   os.environ.setdefault("DISABLE_MULTIPROC", "1")
+
+
+def version() -> str:
+  """Of lm-eval."""
+  return importlib.metadata.version("lm_eval")
 
 
 def check_chat_template(policy) -> None:
@@ -75,13 +87,16 @@ def check_known(task: str, known: Sequence[str], include_path: str | None) -> No
   """Raises a UserError with near matches where no task is called so."""
   if task in known:
     return
-  near = difflib.get_close_matches(task, known, n=3, cutoff=0.5)
-  raise UserError(f"no task is called {task!r}" + (f" in lm-eval or {include_path}" if include_path else "")
-                  + (f"; near: {', '.join(near)}" if near else "; `lm-eval ls tasks` lists those of lm-eval"))
+  near = difflib.get_close_matches(task, [*_OTHERS, *known], n=3, cutoff=0.5)
+  raise UserError(f"there is no task {task!r}" + (f", in {include_path} either" if include_path else "")
+                  + (f"; did you mean {' or '.join(near)}?" if near else "; `lm-eval ls tasks` lists those of lm-eval"))
 
 
-def evaluate(policy, tasks: list, manager, options: Options) -> tuple[dict[str, Any], dict[str, set[int]]]:
+def evaluate(policy, tasks: list, manager, options: Options,
+             directory: epath.Path) -> tuple[dict[str, Any], dict[str, set[int]]]:
   """lm-eval's results for loaded tasks and groups, and {task: ids of its documents that were truncated}.
+
+  What the policy answers is kept in the folder lm_eval/answers, and not asked again.
 
   Raises:
     UserError: lm-eval refuses to run a task (it needs images, or runs what the model writes as code).
@@ -89,7 +104,7 @@ def evaluate(policy, tasks: list, manager, options: Options) -> tuple[dict[str, 
   from lm_eval import evaluator
 
   from policylong.evaluation.lm_eval import PolicyLM
-  model = PolicyLM(policy, options.seed)
+  model = PolicyLM(policy, directory / "lm_eval" / "answers", options.seed)
   try:
     found = evaluator.simple_evaluate(model, tasks=tasks, task_manager=manager, limit=options.samples,
                                       apply_chat_template=options.apply_chat_template, bootstrap_iters=_BOOTSTRAPS)
@@ -159,7 +174,7 @@ def _result(found: dict[str, Any], name: str, truncated: dict[str, set[int]], op
   listed = [entry["metric"] for entry in found["configs"][leaves[0]].get("metric_list") or []]
   key = next((key for metric in listed for key in numbers if key.split(",")[0] == metric), next(iter(numbers)))
   metric, _, rule = key.partition(",")
-  protocol = f"lm-eval {importlib.metadata.version('lm_eval')}, {found['n-shot'].get(name, 0)}-shot"
+  protocol = f"lm-eval {version()}, {found['n-shot'].get(name, 0)}-shot"
   return Result(metric=metric if rule == "none" else f"{metric} ({rule})", value=float(numbers[key]),
                 samples=sum(found["n-samples"][leaf]["effective"] for leaf in leaves),
                 truncated=sum(len(truncated.get(leaf, ())) for leaf in leaves),

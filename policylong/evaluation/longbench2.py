@@ -11,11 +11,10 @@ lies in. Differences under 4 points overall, and 8 on the long ones, are noise.
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from etils import epath
-from tqdm import tqdm
 
 from policylong import hosts, workdir
 from policylong.errors import UserError
@@ -36,6 +35,11 @@ _TEMPERATURE = 0.1
 _LAST_LINE = 'Format your response as follows: "The correct answer is (insert answer here)".'
 
 
+def names() -> tuple[str, ...]:
+  """The six scores."""
+  return ("longbench2", *(f"longbench2/{split}" for split in _SPLITS))
+
+
 def claims(task: str) -> bool:
   """longbench2 and its splits; lm-eval's own longbench2_<domain> tasks are lm-eval's."""
   return task.partition("/")[0] == "longbench2"
@@ -53,10 +57,14 @@ def run(policy, tasks: Sequence[str], options: Options, directory: epath.Path) -
   if options.apply_chat_template:
     lm_eval_tasks.check_chat_template(policy)
   records = _records(options.data_dir)[:options.samples]
-  judge, protocol = ((_written, f"generation, temperature {_TEMPERATURE}, {_NEW_TOKENS} tokens, middle cut to "
-                      f"{min(_MOST_PROMPT_TOKENS, policy.window - _NEW_TOKENS):,}") if options.apply_chat_template
-                     else (_letters, "log-likelihood of the letters"))
-  judged = judge(policy, records, options)
+  if options.apply_chat_template:
+    kept = min(_MOST_PROMPT_TOKENS, policy.window - _NEW_TOKENS)
+    protocol = (f"LongBench-v2 generation, temperature {_TEMPERATURE}, {_NEW_TOKENS} tokens, middle cut to {kept:,} "
+                "tokens")
+  else:
+    protocol = f"LongBench-v2 log-likelihood, lm-eval {lm_eval_tasks.version()}"
+  judge = _written if options.apply_chat_template else _letters
+  judged = judge(policy, records, options, directory)
   if hosts.is_first():
     name = "generation" if options.apply_chat_template else "loglikelihood"
     workdir.write_json(directory / "longbench2" / f"{name}.json", {"protocol": protocol, "questions": judged})
@@ -66,18 +74,18 @@ def run(policy, tasks: Sequence[str], options: Options, directory: epath.Path) -
 def _scores_of(task: str) -> list[str]:
   _, _, split = task.partition("/")
   if not split:
-    return ["longbench2", *(f"longbench2/{name}" for name in _SPLITS)]
+    return list(names())
   if split not in _SPLITS:
-    raise UserError(f"no task is called {task!r}; longbench2 has the splits {', '.join(_SPLITS)}")
+    raise UserError(f"there is no task {task!r}; longbench2 has the splits {', '.join(_SPLITS)}")
   return [task]
 
 
 def _score(name: str, judged: list[dict[str, Any]], protocol: str) -> Result:
-  """Accuracy in percent; 0 of 0 questions is 0."""
+  """Accuracy in percent; none where there is no question of a kind."""
   _, _, split = name.partition("/")
   mine = [each for each in judged if not split or each[_SPLITS[split]] == split]
   right = sum(each["predicted"] == each["answer"] for each in mine)
-  return Result(metric="accuracy, %", value=100 * right / max(1, len(mine)), samples=len(mine),
+  return Result(metric="accuracy, %", value=100 * right / len(mine) if mine else None, samples=len(mine),
                 truncated=sum(each["truncated"] for each in mine), protocol=protocol)
 
 
@@ -137,10 +145,11 @@ def _lm_eval_task(records: list[dict[str, Any]]):
   return ConfigurableTask(config={key: value for key, value in definition.items() if key != "tag"})
 
 
-def _letters(policy, records: list[dict[str, Any]], options: Options) -> list[dict[str, Any]]:
+def _letters(policy, records: list[dict[str, Any]], options: Options, directory: epath.Path) -> list[dict[str, Any]]:
   """The most likely letter of each question."""
   from lm_eval.tasks import TaskManager
-  found, truncated = lm_eval_tasks.evaluate(policy, [_lm_eval_task(records)], TaskManager(include_defaults=False), options)
+  found, truncated = lm_eval_tasks.evaluate(policy, [_lm_eval_task(records)], TaskManager(include_defaults=False),
+                                            options, directory)
   ordered = sorted(found["samples"]["longbench2"], key=lambda sample: sample["doc_id"])
   judged = []
   for record, sample in zip(records, ordered, strict=True):
@@ -151,19 +160,18 @@ def _letters(policy, records: list[dict[str, Any]], options: Options) -> list[di
   return judged
 
 
-def _written(policy, records: list[dict[str, Any]], options: Options) -> list[dict[str, Any]]:
+def _written(policy, records: list[dict[str, Any]], options: Options, directory: epath.Path) -> list[dict[str, Any]]:
   """The letter that the policy writes for each question; none where it writes none."""
   task = _lm_eval_task(records)
   texts = [task.doc_to_text(document).removesuffix("Answer:") + _LAST_LINE for document in task.eval_docs]
 
-  def answer(questions: list[int]) -> list[tuple[str, bool]]:
-    prompts = [_prompt(policy, texts[i]) for i in questions]
-    with tqdm(desc="longbench2", total=len(prompts), unit="prompt", disable=not hosts.is_first()) as bar:
-      written = policy.generate([tokens for tokens, _ in prompts], _NEW_TOKENS, temperature=_TEMPERATURE,
-                                seed=options.seed, progress=bar.update)
+  def answer(questions: list[tuple[str, int]], progress: Callable[[int], None]) -> list[tuple[str, bool]]:
+    prompts = [_prompt(policy, text) for text, _ in questions]
+    written = policy.generate([tokens for tokens, _ in prompts], _NEW_TOKENS, temperature=_TEMPERATURE,
+                              seed=options.seed, progress=progress)
     return [(generation.text, cut) for generation, (_, cut) in zip(written, prompts, strict=True)]
 
-  found = answered(range(len(texts)), answer)
+  found = answered([(text, options.seed) for text in texts], answer, directory / "longbench2" / "answers", "longbench2")
   return [_judged(record, letter_in(text), cut, text=text) for record, (text, cut) in zip(records, found, strict=True)]
 
 

@@ -1,1 +1,0 @@
-"""Checkpoints judged by published benchmarks, with the benchmarks' own code and data."""
