@@ -99,10 +99,11 @@ class Checkout:
     os.chdir(self.directory)
     try:
       try:
-        yield importlib.import_module("eval")
-      except ModuleNotFoundError as error:
-        raise UserError(f"HELMET in {self.directory} needs the package {error.name!r}, which is not installed: "
-                        "install HELMET's requirements.txt beside policylong") from error
+        evaluation = importlib.import_module("eval")
+      except ImportError as error:
+        raise UserError(f"HELMET in {self.directory} cannot be imported ({error}): install the packages of its "
+                        "requirements.txt beside policylong, datasets<4 among them") from error
+      yield evaluation
     finally:
       os.chdir(folder)
       sys.path[:], sys.argv = path, argv

@@ -41,8 +41,8 @@ def run(policy, tasks: Sequence[str], options: Options, directory: epath.Path) -
     {task: {"": Result}}; a tag, and a group without a number of its own, give each of their tasks.
 
   Raises:
-    UserError: lm-eval is not installed, does not know a task, cannot have its data or will not run it; or a chat
-      template is wanted and the tokenizer has none.
+    UserError: lm-eval is not installed, does not know a task, cannot have its data, will not run it or has no number
+      for it; or a chat template is wanted and the tokenizer has none.
   """
   check_installed()
   if options.apply_chat_template:
@@ -56,7 +56,10 @@ def run(policy, tasks: Sequence[str], options: Options, directory: epath.Path) -
     parts = [loaded["groups"][task]] if task in loaded["groups"] else list(loaded["tasks"].values())
     found, truncated = evaluate(policy, parts, manager, options, directory)
     _write_details(directory / "lm_eval" / f"{re.sub(r'[^\w.-]', '_', task)}.json", found, truncated)
-    for name in _shown(found, task):
+    shown = _shown(found, task)
+    if not shown:
+      raise UserError(f"lm-eval gives no number for {task}: its answers are in {directory / 'lm_eval'}")
+    for name in shown:
       results[name] = {"": _result(found, name, truncated, options)}
   return results
 

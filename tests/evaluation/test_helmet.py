@@ -177,7 +177,7 @@ def test_mistakes_are_told_in_one_sentence(tmp_path, monkeypatch, capsys, checko
   assert "has not the fields" in told("--tasks=helmet/rerank", here, "--lengths=1024")
   (checkout / "utils.py").write_text("import a_package_that_is_not_there\n")
   sentence = told("--tasks=helmet/rag", here, "--lengths=1024")
-  assert "needs the package 'a_package_that_is_not_there'" in sentence and "requirements.txt" in sentence
+  assert "No module named 'a_package_that_is_not_there'" in sentence and "requirements.txt" in sentence
 
 
 def test_a_module_of_ours_that_is_called_as_one_of_helmet_s_survives(tmp_path, monkeypatch, checkout):
