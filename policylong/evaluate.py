@@ -1,0 +1,171 @@
+"""Scores a model by benchmarks.
+
+  python -m policylong.evaluate --model=MODEL --tasks=ruler --lengths=4096,8192
+  python -m policylong.evaluate --model=MODEL --tasks=longppl,position_loss --documents=F.jsonl --lengths=32768
+
+MODEL: an HF directory, a GGUF file, a run's working directory (its newest checkpoint) or WORKDIR/checkpoints/STEP.
+Tasks: ruler (13 tasks and their mean), ruler/TASK, longppl, position_loss.
+Prints a table and writes OUTPUT/results.json, {task: {length: {metric, value, samples, truncated, protocol}}}. The
+same command goes on where it was stopped. On several hosts, start it on each, with one --output that all can write;
+a TPU pod needs no more, elsewhere add --coordinator_address, --num_processes and --process_id.
+"""
+
+import argparse
+import difflib
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Sequence
+
+from etils import epath
+
+from policylong.config import Source
+from policylong.errors import UserError, run_command
+from policylong.evaluation import results as results_lib
+from policylong.evaluation.results import Options
+from policylong.workdir import read_json, write_json
+
+
+def benchmarks() -> tuple:
+  """Who runs a task: the first that claims it."""
+  from policylong.evaluation import longppl, position_loss, ruler  # after the flags: --help answers at once
+
+  return (ruler, longppl, position_loss)
+
+
+def evaluate(policy, tasks: Sequence[str], options: Options, directory: epath.Path) -> dict:
+  """Runs each benchmark with the tasks that it claims; returns {task: {length: Result}} of this call.
+
+  Collective. results.json in `directory` gets each benchmark's results as soon as they are there.
+
+  Raises:
+    UserError: an unknown task, or what a benchmark refuses.
+  """
+  from policylong import hosts
+
+  found: dict = {}
+  for benchmark, claimed in claimants(tasks):
+    new = benchmark.run(policy, claimed, options, directory)
+    found.update(new)
+    if hosts.is_first():
+      results_lib.merge(directory / "results.json", new)
+  hosts.barrier("evaluated")
+  return found
+
+
+def claimants(tasks: Sequence[str]) -> list[tuple]:
+  """[(benchmark, its tasks)] in the order of `benchmarks`.
+
+  Raises:
+    UserError: nobody claims a task.
+  """
+  chosen: dict = {benchmark: [] for benchmark in benchmarks()}
+  for task in dict.fromkeys(tasks):
+    claimant = next((benchmark for benchmark in chosen if benchmark.claims(task)), None)
+    if claimant is None:
+      known = [name for benchmark in chosen for name in benchmark.names()]
+      close = difflib.get_close_matches(task, known, n=1, cutoff=0.4)
+      close = close or difflib.get_close_matches(f"ruler/{task}", known, n=1)
+      raise UserError(f"there is no task {task!r}" + (f"; did you mean {close[0]}?" if close else
+                      f"; the tasks are {', '.join(known)}"))
+    chosen[claimant].append(task)
+  if not any(chosen.values()):
+    raise UserError("--tasks is empty: name benchmarks, e.g. --tasks=ruler,longppl")
+  return [(benchmark, claimed) for benchmark, claimed in chosen.items() if claimed]
+
+
+def claim(directory: epath.Path, policy_name: str, model: str) -> None:
+  """Makes the folder this model's own, or checks that it already is: answers of two models must not mix.
+
+  Raises:
+    UserError: the folder belongs to another model, or the model's files have changed since.
+  """
+  path = directory / "model.json"
+  wanted = {"model": policy_name, "files": _fingerprint(epath.Path(model))}
+  if not path.exists():
+    write_json(path, wanted)
+  elif (held := read_json(path)) != wanted:
+    changed = "which has changed since" if held.get("model") == policy_name else f"this is {policy_name}"
+    raise UserError(f"{directory} holds the answers of {held.get('model')}, {changed}: choose another --output, or "
+                    "remove the folder")
+
+
+def _fingerprint(model: epath.Path) -> str:
+  """Of the sizes and times of its weight files, if it has any: a run's checkpoints are told by their step."""
+  paths = sorted(model.glob("*.safetensors")) if model.is_dir() else [model]
+  stats = [(path.name, path.stat().length, int(path.stat().mtime)) for path in paths]
+  return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
+
+
+def _options(arguments) -> Options:
+  documents = None
+  if arguments.documents:
+    kind = {"parquet": "parquet", "txt": "text"}.get(arguments.documents.rpartition(".")[2], "jsonl")
+    documents = Source("documents", kind, arguments.documents, id_field="id", text_field="text", split="")
+  return Options(arguments.lengths, arguments.samples, arguments.protocol, arguments.seed,
+                 arguments.apply_chat_template, arguments.helmet_dir, arguments.data_dir, arguments.include_path,
+                 arguments.ruler_dir, documents, arguments.short_window, arguments.evaluator)
+
+
+def _positive(text: str) -> int:
+  if not text.isdigit() or int(text) < 1:
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+  return int(text)
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+  return tuple(dict.fromkeys(_positive(part.strip()) for part in text.split(",") if part.strip()))
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--model", required=True, help="what is scored, see above")
+  parser.add_argument("--tasks", required=True, help="task names with commas between them")
+  parser.add_argument("--lengths", type=_lengths, default=(), help="prompt lengths in tokens, e.g. 4096,8192")
+  parser.add_argument("--output", help="folder of results.json and answers (default: runs/evaluate/NAME_OF_MODEL)")
+  parser.add_argument("--samples", type=_positive, help="a task and length (default: as many as the protocol says)")
+  parser.add_argument("--protocol", choices=("nvidia", "helmet"), default="nvidia",
+                      help="RULER as NVIDIA's package runs it or as HELMET does (default: %(default)s)")
+  parser.add_argument("--seed", type=int, default=42, help="of RULER's prompts (default: %(default)s, the package's)")
+  parser.add_argument("--apply_chat_template", action="store_true", help="send prompts as a user's message")
+  parser.add_argument("--documents", help="held-out text for longppl and position_loss: JSONL, Parquet or .txt files")
+  parser.add_argument("--short_window", type=_positive, default=4096,
+                      help="longppl's short context in tokens (default: %(default)s)")
+  parser.add_argument("--evaluator", help="the model that names longppl's key tokens (default: MODEL itself)")
+  parser.add_argument("--ruler_dir", default="material/ruler",
+                      help="RULER's package and prompt sets; fetched if not there (default: %(default)s)")
+  parser.add_argument("--helmet_dir", help="a HELMET checkout with its data")
+  parser.add_argument("--data_dir", help="local files of a benchmark's data")
+  parser.add_argument("--include_path", help="a folder of lm-eval task files")
+  parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16",
+                      help="of weights and activations (default: %(default)s)")
+  parser.add_argument("--coordinator_address", help="host:port of process 0, for several processes")
+  parser.add_argument("--num_processes", type=int, help="how many processes there are")
+  parser.add_argument("--process_id", type=int, help="the number of this one, from 0")
+  return parser
+
+
+def main() -> None:
+  """The command."""
+  arguments = _parser().parse_args()
+  logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+  logging.getLogger("policylong").setLevel(logging.INFO)
+  tasks = [task.strip() for task in arguments.tasks.split(",") if task.strip()]
+  claimants(tasks)  # a misspelt name should not wait for the weights
+  from policylong import hosts
+  from policylong.evaluation.policy import load_policy
+
+  with hosts.joined(arguments.coordinator_address, arguments.num_processes, arguments.process_id, 0):
+    policy = load_policy(arguments.model, dtype=arguments.dtype)
+    slug = re.sub(r"[^A-Za-z0-9.-]+", "-", arguments.model).strip("-.")
+    directory = epath.Path(arguments.output or f"runs/evaluate/{slug}")
+    with hosts.first_before_others("claim"):
+      claim(directory, f"{policy.name}, {arguments.dtype}", arguments.model)
+    found = evaluate(policy, tasks, _options(arguments), directory)
+    if hosts.is_first():
+      print(f"model: {policy.name}\n\n{results_lib.table(found)}\n\nresults: {directory / 'results.json'}")
+
+
+if __name__ == "__main__":
+  run_command(main)

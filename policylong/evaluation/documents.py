@@ -1,0 +1,84 @@
+"""Held-out long documents and the policy's loss on each of their tokens, kept on disk.
+
+Longer documents are cut to the length that is asked for, shorter ones are left out: every document has every position.
+"""
+
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from policylong import hosts
+from policylong.corpus.sources import read_source
+from policylong.errors import UserError
+from policylong.evaluation.results import Options
+from policylong.model.tokenizer import encode
+from policylong.workdir import write_atomically
+
+# Documents of one call of the policy, and of one file: what is scored together is kept together, so that a run that
+# was killed scores the same batches again and ends with the same bytes.
+_GROUP = 4
+# A token is hardly ever longer, so that much of a text is enough.
+_MOST_CHARACTERS_A_TOKEN = 16
+
+
+def read(tokenizer, options: Options, length: int) -> list[np.ndarray]:
+  """The first `options.samples` documents that are long enough (all, if that is None), int32[length] each.
+
+  Raises:
+    UserError: no documents are named, they cannot be read, or too few are long enough.
+  """
+  if options.documents is None:
+    raise UserError("longppl and position_loss need held-out text: name a file with --documents=F.jsonl, "
+                    '{"id": ..., "text": ...} a line')
+  found, longest, seen = [], 0, 0
+  for reading in read_source(options.documents):
+    if reading.document is None:
+      continue
+    seen += 1
+    tokens, _ = encode(tokenizer, reading.document.text[:length * _MOST_CHARACTERS_A_TOKEN])
+    longest = max(longest, len(tokens))
+    if len(tokens) >= length:
+      found.append(tokens[:length])
+    if len(found) == options.samples:
+      break
+  if not found or (options.samples and len(found) < options.samples):
+    raise UserError(f"{options.documents.path} has {len(found)} documents of {length} tokens or more, wanted "
+                    f"{options.samples or 'at least 1'} (it has {seen} documents, the longest of {longest} tokens): "
+                    "give longer ones, or a shorter length")
+  return found
+
+
+def nlls(score: Callable[[list[np.ndarray]], list[np.ndarray]], rows: Sequence[np.ndarray], directory: epath.Path,
+         title: str) -> np.ndarray:
+  """What `score` says of each row, from `directory` where it is there already.
+
+  Collective: each process scores its share of the groups.
+
+  Args:
+    score: int32[T] rows -> a float32[T] for each.
+    rows: of one length T.
+    title: of the progress bar.
+
+  Returns:
+    float32[len(rows), T].
+  """
+  groups = [rows[start:start + _GROUP] for start in range(0, len(rows), _GROUP)]
+  paths = [epath.Path(directory) / f"{_hash(group)}.npy" for group in groups]
+  mine = [index for index in hosts.share(len(groups)) if not paths[index].exists()]
+  with tqdm(desc=title, total=sum(np.size(groups[index]) for index in mine), unit="tok", unit_scale=True,
+            disable=not mine) as bar:
+    for index in mine:
+      buffer = io.BytesIO()
+      np.save(buffer, np.stack(score(list(groups[index]))).astype(np.float32))
+      write_atomically(paths[index], buffer.getvalue())
+      bar.update(np.size(groups[index]))
+  hosts.barrier("nlls")
+  return np.concatenate([np.load(io.BytesIO(path.read_bytes())) for path in paths])
+
+
+def _hash(group: Sequence[np.ndarray]) -> str:
+  return hashlib.sha256(np.stack(group).astype("<i4").tobytes()).hexdigest()[:32]

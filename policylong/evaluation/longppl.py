@@ -1,0 +1,111 @@
+"""LongPPL (2410.23771): perplexity on the tokens that need the long context.
+
+A token is a key token if the evaluator's loss on it falls by more than 2 nats from a short context to the whole one
+(long-short difference, LSD) and is below 2 nats in the whole one (long-context likelihood, LCL). LongPPL is exp of
+the policy's mean loss over all key tokens of all documents. The short context of a token is at least `short_window`
+tokens and less than a quarter more, as windows move on by that quarter.
+
+Which model the evaluator is decides on the key tokens, so the protocol names it: the policy itself, or one that stays
+the same while policies are compared. Its key tokens are kept.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+
+from policylong import hosts
+from policylong.errors import UserError
+from policylong.evaluation import documents
+from policylong.evaluation.position_loss import documents_name
+from policylong.evaluation.results import Options, Result, check_lengths
+from policylong.workdir import read_json, write_json
+
+_LEAST_GAIN, _MOST_LOSS = 2.0, 2.0  # nats
+
+
+def names() -> tuple[str, ...]:
+  """Its one task."""
+  return ("longppl",)
+
+
+def claims(task: str) -> bool:
+  """Whether it is this."""
+  return task in names()
+
+
+def run(policy, tasks: Sequence[str], options: Options, directory: epath.Path) -> dict[str, dict[str, Result]]:
+  """LongPPL, and the share of tokens that are key tokens ("longppl/key_tokens", per cent).
+
+  Raises:
+    UserError: bad lengths, no documents of such a length, or an evaluator with other tokens.
+  """
+  check_lengths(options.lengths, policy.window, policy.name)
+  results: dict[str, dict[str, Result]] = {"longppl": {}, "longppl/key_tokens": {}}
+  for length in options.lengths:
+    if length < 2 * options.short_window:
+      raise UserError(f"longppl at length {length} compares with a short context of {options.short_window} tokens: "
+                      f"give lengths of at least {2 * options.short_window}, or a shorter --short_window")
+    rows = documents.read(policy.tokenizer, options, length)
+    nll = documents.nlls(policy.token_nlls, rows, directory / "nlls", f"loss at {length}")
+    key, evaluator = _key_tokens(policy, options, rows, nll, directory)
+    protocol = (f"LongPPL, {documents_name(options)}, short context {options.short_window} tokens, key tokens by "
+                f"{evaluator}")
+    value = float(np.exp(np.mean(nll[key], dtype=np.float64))) if key.any() else None
+    for name, metric, number in (("longppl", "perplexity of key tokens", value),
+                                 ("longppl/key_tokens", "% of tokens", 100 * float(key[:, 1:].mean()))):
+      results[name][str(length)] = Result(metric, number, len(rows), 0, protocol)
+  return results
+
+
+def key_tokens(long_nll: np.ndarray, short_nll: np.ndarray) -> np.ndarray:
+  """bool, of the shape of both: LSD above 2 nats and LCL below 2 nats. NaN is never a key token."""
+  return (short_nll - long_nll > _LEAST_GAIN) & (long_nll < _MOST_LOSS)
+
+
+def short_nlls(token_nlls, rows: Sequence[np.ndarray], short_window: int) -> list[np.ndarray]:
+  """The loss of each token given `short_window` tokens or up to a quarter more; NaN where no more precede it.
+
+  Args:
+    token_nlls: a Policy's.
+    rows: int32[T] each.
+  """
+  step = max(1, short_window // 4)
+  windows = [(row, start) for row in range(len(rows)) for start in range(0, len(rows[row]) - short_window, step)]
+  scored = token_nlls([rows[row][start:start + short_window + step] for row, start in windows])
+  result = [np.full(len(row), np.nan, np.float32) for row in rows]
+  for (row, start), values in zip(windows, scored):
+    result[row][start + short_window:start + short_window + step] = values[short_window:]
+  return result
+
+
+def _key_tokens(policy, options: Options, rows: list[np.ndarray], nll: np.ndarray, directory: epath.Path
+                ) -> tuple[np.ndarray, str]:
+  """bool[rows, T] and the evaluator's name; from its folder where they are there already."""
+  parent = epath.Path(options.keys_dir) if options.keys_dir else directory / "key_tokens"
+  digest = hashlib.sha256(np.stack(rows).astype("<i4").tobytes()).hexdigest()[:32]
+  folder = parent / f"{options.short_window}-{digest}"
+  marker = folder / "DONE.json"
+  if not hosts.agreed(marker.exists()):
+    evaluator, whole = policy, nll
+    if options.evaluator:
+      from policylong.evaluation.policy import load_policy  # the key tokens are mostly there
+
+      evaluator = load_policy(options.evaluator)
+      if evaluator.tokenizer.backend_tokenizer.to_str() != policy.tokenizer.backend_tokenizer.to_str():
+        raise UserError(f"the evaluator {options.evaluator} has another tokenizer than {policy.name}: LongPPL needs a "
+                        "model with the same tokens")
+      check_lengths([len(rows[0])], evaluator.window, evaluator.name)
+      whole = documents.nlls(evaluator.token_nlls, rows, folder / "long", "evaluator, long")
+    short = documents.nlls(lambda group: short_nlls(evaluator.token_nlls, group, options.short_window), rows,
+                           folder / "short", "evaluator, short")
+    places = [np.flatnonzero(row).tolist() for row in key_tokens(whole, short)]
+    if hosts.is_first():
+      write_json(marker, {"evaluator": evaluator.name, "key_tokens": places})
+    hosts.barrier("key tokens")
+  found = read_json(marker)
+  key = np.zeros(nll.shape, bool)
+  for row, places in zip(key, found["key_tokens"]):
+    row[places] = True
+  return key, found["evaluator"]
