@@ -12,7 +12,8 @@ V vocabulary, L layers.
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -159,10 +160,9 @@ def _initial(weight: Weight, dtype: jnp.dtype, key: jax.Array) -> jax.Array:
   return jnp.full(weight.shape, 1.0 if weight.init == "ones" else 0.0, dtype)
 
 
-class AttentionChoice(NamedTuple):
-  """How the layers attend, see `policylong.attention.api.attention`."""
-  context: str | None
-  implementation: str | None
+# How the layers attend: (q [B, S, N, H], k, v [B, S, K, H], carried) -> (attended values as q, carried). Whatever
+# `carried` holds (nothing, or a cache of keys and values) goes from layer to layer.
+Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
 
 
 class Layer(nnx.Module):
@@ -173,9 +173,9 @@ class Layer(nnx.Module):
     for name, value in weights.items():
       setattr(self, name, nnx.Param(value))
 
-  def __call__(self, x: Float[Array, "B S D"], cos: Array, sin: Array, segment_ids: Int[Array, "B S"] | None,
-               how: "AttentionChoice") -> Float[Array, "B S D"]:
-    """The residual stream after this layer, in x's dtype."""
+  def __call__(self, x: Float[Array, "B S D"], cos: Array, sin: Array, attend: Attend, carried: Any
+               ) -> tuple[Float[Array, "B S D"], Any]:
+    """The residual stream after this layer, in x's dtype, and what `attend` carries on."""
     eps = self.config.norm_eps
     with jax.named_scope("attention"):
       h = rms_norm(x, self.attention_norm[...], eps).astype(x.dtype)
@@ -185,7 +185,7 @@ class Layer(nnx.Module):
       q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
       q, k, v = (meshes.constrain(t.astype(x.dtype), ("batch", "sequence", axis, "head_dim"))
                  for t, axis in ((q, "heads"), (k, "kv_heads"), (v, "kv_heads")))
-      mixed = attention(q, k, v, segment_ids=segment_ids, context=how.context, implementation=how.implementation)
+      mixed, carried = attend(q, k, v, carried)
       x = self._add(x, _matmul("bsnh,nhd->bsd", mixed, self.out))
     with jax.named_scope("mlp"):
       x, *weights = _finished_together(x, self.gate[...], self.up[...])
@@ -194,7 +194,7 @@ class Layer(nnx.Module):
       gate, up = (cast(_matmul("bsd,df->bsf", h, weight), x.dtype) for weight in weights)
       hidden = nnx.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
       hidden = meshes.constrain(cast(hidden, x.dtype), ("batch", "sequence", "mlp"))
-      return self._add(x, _matmul("bsf,fd->bsd", *_finished_together(hidden, self.down[...])))
+      return self._add(x, _matmul("bsf,fd->bsd", *_finished_together(hidden, self.down[...]))), carried
 
   def _project(self, name: str, h: Float[Array, "B S D"]) -> Float[Array, "B S heads H"]:
     out = _matmul("bsd,dnh->bsnh", h, getattr(self, name))
@@ -216,9 +216,9 @@ class Decoder(nnx.Module):
       self.head = nnx.Param(params["head"])
 
   def __call__(self, tokens: Int[Array, "B S"], *, positions: Int[Array, "B S"] | None = None,
-               segment_ids: Int[Array, "B S"] | None = None, compute_dtype: jnp.dtype, remat: str = "none",
-               how: "AttentionChoice") -> Float[Array, "B S D"]:
-    """See `hidden_states`."""
+               compute_dtype: jnp.dtype, remat: str = "none", attend: Attend, carried: Any = None
+               ) -> tuple[Float[Array, "B S D"], Any]:
+    """The hidden states as in `hidden_states`, and what `attend` carried through all layers."""
     config = self.config
     placed = jnp.arange(tokens.shape[1])[None] if positions is None else positions
     cos, sin = rope.rotation(placed, config.head_dim, config.rope_theta, config.yarn)
@@ -226,16 +226,16 @@ class Decoder(nnx.Module):
       x = meshes.constrain(embed(self.embedding[...], tokens, compute_dtype), ("batch", "sequence", None))
     structure, stacked = nnx.split(self.layers)
 
-    def step(x: Array, weights: nnx.State) -> tuple[Array, None]:
-      layer = nnx.merge(structure, weights)
-      return layer(x, cos, sin, segment_ids, how), None
+    def step(carry: tuple[Array, Any], weights: nnx.State) -> tuple[tuple[Array, Any], None]:
+      x, carried = carry
+      return nnx.merge(structure, weights)(x, cos, sin, attend, carried), None
 
     if remat != "none":
       keep = (ATTENDED,) if remat == "all_but_attention" else ()
       # prevent_cse is for remat outside of loops; a scan keeps the two passes apart by itself
       step = jax.checkpoint(step, prevent_cse=False, policy=jax.checkpoint_policies.save_only_these_names(*keep))
-    x, _ = lax.scan(step, x, stacked)
-    return rms_norm(x, self.final_norm[...], config.norm_eps).astype(compute_dtype)
+    (x, carried), _ = lax.scan(step, (x, carried), stacked)
+    return rms_norm(x, self.final_norm[...], config.norm_eps).astype(compute_dtype), carried
 
 
 def embed(table: Float[Array, "V D"], tokens: Int[Array, "B S"], dtype: jnp.dtype) -> Float[Array, "B S D"]:
@@ -326,8 +326,10 @@ def hidden_states(params: Params, config: ModelConfig, tokens: Int[Array, "B S"]
       `positions` in that layout too; see `policylong.attention.api.attention`.
     attention_implementation: see there.
   """
-  return Decoder(config, params)(tokens, positions=positions, segment_ids=segment_ids, compute_dtype=compute_dtype,
-                                 remat=remat, how=AttentionChoice(context, attention_implementation))
+  def attend(q, k, v, carried):
+    return attention(q, k, v, segment_ids=segment_ids, context=context, implementation=attention_implementation), carried
+  return Decoder(config, params)(tokens, positions=positions, compute_dtype=compute_dtype, remat=remat,
+                                 attend=attend)[0]
 
 
 def output_matrix(params: Params, config: ModelConfig) -> Float[Array, "V D"]:
