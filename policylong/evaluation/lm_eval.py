@@ -8,6 +8,7 @@ import collections
 import hashlib
 import json
 import logging
+import zlib
 from collections.abc import Callable, Sequence
 
 import jinja2
@@ -160,9 +161,11 @@ class PolicyLM(TemplateLM):
       alike[self._manner(arguments)].append(i)
     self._warn_of(truncated)
     texts = [""] * len(questions)
+    # A draw is that of its place among the prompts: the same prompt in the same place of another call is drawn anew.
+    seed = (self._seed + zlib.crc32(repr(questions[0]).encode())) % 2**31
     for (stop, temperature), group in alike.items():
       written = self._policy.generate([prompts[i] for i in group], [most[i] for i in group], stop=stop,
-                                      temperature=temperature, seed=self._seed, progress=progress)
+                                      temperature=temperature, seed=seed, progress=progress)
       for i, generation in zip(group, written, strict=True):
         texts[i] = generation.text
     return list(zip(texts, truncated))
