@@ -7,7 +7,9 @@ shares of 1). All metrics with their errors, and what was answered to each sampl
 import difflib
 import functools
 import importlib.metadata
+import importlib.util
 import os
+import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -16,10 +18,13 @@ from etils import epath
 
 from policylong import hosts, workdir
 from policylong.errors import UserError
+from policylong.evaluation import ruler
 from policylong.evaluation.results import Options, Result
 
 # What lm-eval resamples to estimate the error of a metric that is not a mean.
 _BOOTSTRAPS = 1000
+# How a file of lm-eval says what it defines.
+_NAMED = re.compile(r"""^["']?(?:task|group|tag)["']?:[ \t]*["']?([\w.-]+)["']?[ \t]*$""", re.MULTILINE)
 # The benchmarks beside lm-eval: a name near to theirs is likely meant for them.
 _OTHERS = ("ruler", "longppl", "position_loss", "longbench2", "helmet")
 
@@ -30,8 +35,15 @@ def names() -> tuple[str, ...]:
 
 
 def claims(task: str) -> bool:
-  """Whether it may be lm-eval's, whose names have no slash: to be asked last. `run` tells of one it does not know."""
-  return "/" not in task
+  """Whether it may be lm-eval's or the user's own: to be asked last, as that is nearly every name without a slash.
+
+  A name much like another benchmark's is taken for a slip, unless lm-eval has it. `run` tells of the others that
+  nobody knows.
+  """
+  if "/" in task:
+    return False
+  slip = difflib.get_close_matches(task, _OTHERS, cutoff=0.8) or f"ruler/{task}" in ruler.names()
+  return not slip or task in _names_in_lm_eval()
 
 
 def run(policy, tasks: Sequence[str], options: Options, directory: epath.Path) -> dict[str, dict[str, Result]]:
@@ -139,6 +151,16 @@ def _manager(include_path: str | None, tasks: Sequence[str]):
   manager = manager_of(include_path)
   # A group may be made of tasks that lie elsewhere.
   return manager if set(tasks) <= set(manager.all_subtasks) else _every_task(include_path)
+
+
+@functools.cache
+def _names_in_lm_eval() -> frozenset[str]:
+  """What lm-eval's files call their tasks, groups and tags, read as plain text: half a second."""
+  found = importlib.util.find_spec("lm_eval")
+  names = set()
+  for path in pathlib.Path(found.origin).parent.glob("tasks/**/*.yaml") if found else ():
+    names.update(_NAMED.findall(path.read_text(encoding="utf-8")))
+  return frozenset(names)
 
 
 def _load(task: str, manager) -> dict:

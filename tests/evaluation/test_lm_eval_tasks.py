@@ -8,6 +8,7 @@ import lm_eval.tasks
 import pytest
 import yaml
 
+from policylong.evaluation import lm_eval_tasks
 from tests.evaluation.command import evaluated, refused
 from tests.evaluation.stand_in import StandIn
 
@@ -150,8 +151,7 @@ def test_mistakes_are_told_in_one_sentence(tmp_path, monkeypatch, capsys):
 
   assert "no task 'arc_locall'" in (said := told(StandIn(), f"--include_path={folder}", "--tasks=arc_locall"))
   assert "did you mean arc_local?" in said
-  assert "no task 'longbenc2'" in (said := told(StandIn(), f"--include_path={folder}", "--tasks=longbenc2"))
-  assert "did you mean longbench2 or longppl?" in said
+  assert "no task 'longbench_2'; did you mean longbench2?" in told(StandIn(), "--tasks=longbench_2")
   assert "no such folder" in told(StandIn(), f"--include_path={tmp_path}/none", "--tasks=arc_local")
   assert "gone_local cannot be loaded" in (said := told(StandIn(), f"--include_path={gone}", "--tasks=gone_local"))
   assert "HF_DATASETS_OFFLINE" in said
@@ -166,6 +166,12 @@ def test_without_lm_eval_the_sentence_says_what_to_install(tmp_path, monkeypatch
 
   monkeypatch.setattr("policylong.evaluation.lm_eval_tasks.importlib.metadata.version", missing)
   assert "pip install 'policylong[evaluation]'" in refused(monkeypatch, capsys, StandIn(), tmp_path, "--tasks=arc_easy")
+
+
+def test_names_of_other_benchmarks_are_not_taken_for_lm_eval_s():
+  left = ("arc_easy", "mmlu", "longbench", "ruler_vt", "niah_single_1", "longbench2_local", "my_task", "ruler_mine")
+  assert [name for name in left if not lm_eval_tasks.claims(name)] == []
+  assert not any(map(lm_eval_tasks.claims, ("rular", "rulr", "vt", "cwe", "helmett", "longpl", "ruler/vtt", "a/b")))
 
 
 @pytest.mark.slow  # reading lm-eval's 14,000 definitions takes ten seconds and more
