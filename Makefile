@@ -2,15 +2,15 @@
 PYTHON ?= python3.12
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint environment material tpu-compiler clean
+.PHONY: demo test test-all lint environment material ruler tpu-compiler clean
 
 demo: environment material
 	$(BIN)/python -m policylong.main --config=configs/demo.py --workdir=runs/demo
 
-test: environment material tpu-compiler lint
+test: environment material ruler tpu-compiler lint
 	$(BIN)/python -m pytest
 
-test-all: environment material tpu-compiler lint
+test-all: environment material ruler tpu-compiler lint
 	$(BIN)/python -m pytest -m ""
 
 lint: environment
@@ -35,6 +35,13 @@ material: material/DONE
 
 material/DONE: .venv/done
 	$(BIN)/python -m policylong.material material
+	touch $@
+
+# The RULER benchmark, 30 MB: fetched for the tests, and by policylong.evaluate when it is first needed.
+ruler: material/ruler/DONE
+
+material/ruler/DONE: .venv/done
+	$(BIN)/python -m policylong.material --ruler material
 	touch $@
 
 clean:

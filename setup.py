@@ -4,6 +4,9 @@ import pathlib
 
 from setuptools import find_packages, setup
 
+# lm-eval, chat templates, and what RULER's generators import; their package is unpacked, see policylong/material.py.
+EVALUATION = ["jinja2==3.1.6", "lm_eval==0.4.13", "nltk==3.10.4", "tenacity==9.2.1", "wonderwords==3.0.1"]
+
 setup(
     name="policylong",
     version="0.1.0",
@@ -36,8 +39,8 @@ setup(
         "transformers==5.23.0",
     ],
     extras_require={
-        "evaluation": ["lm_eval==0.4.13"],
-        "test": ["lm_eval==0.4.13", "pytest==9.2.0", "ruff==0.17.6"],
+        "evaluation": EVALUATION,
+        "test": ["pytest==9.2.0", "ruff==0.17.6", *EVALUATION],
         "tpu": ["jax[tpu]==0.12.0.1"],
     },
 )

@@ -149,6 +149,25 @@ def get_config() -> ConfigDict:
           # Newest checkpoints kept.
           "keep_checkpoints": 2,
       },
+      # Benchmarks of the base model and of the policy after each round.
+      "eval": {
+          # ruler (13 tasks and their mean), ruler/TASK, longppl, position_loss; () for none.
+          "tasks": ("position_loss", "longppl"),
+          # Lengths of prompts and documents, in tokens.
+          "lengths": (2048,),
+          # Prompts of a task, or documents, at each length.
+          "samples": 2,
+          # RULER as NVIDIA's package runs it ("nvidia") or as HELMET does and the papers compared with ("helmet").
+          "protocol": "nvidia",
+          # Held-out text for longppl and position_loss, in the form of corpus.sources; path "" for none. Here the
+          # speeches of the 19th century, which are not in the corpus.
+          "documents": {"name": "held-out", "kind": "text", "path": "material/sotu/18*.txt", "id_field": "",
+                        "text_field": "", "split": ""},
+          # LongPPL's short context, in tokens (LongPPL's own: 4096).
+          "short_window": 512,
+          # Where RULER's package and prompt sets are kept; fetched when first needed.
+          "ruler_dir": "material/ruler",
+      },
       # Devices along each axis; -1: all that are left. simulated_devices: so many CPU devices (of all processes
       # together) in the place of real ones; 0: the real ones.
       "mesh": {"data": 1, "fsdp": 1, "context": 1, "tensor": 1, "simulated_devices": 0},

@@ -58,6 +58,8 @@ def shrunk(config: ConfigDict) -> ConfigDict:
       "max_anchors_per_root": 3, "top_k": 3, "control_chunks": 2, "max_chunk_tokens": 128, "tokens_per_batch": 512,
       "epsilon": None, "epsilon_from_control": 0.2, "negatives_per_positive": 4})
   config.synthesis.sequence_length = 512
+  config.eval.update({"tasks": ("position_loss",), "lengths": (512,), "samples": 2})
+  config.eval.documents.update({"kind": "text", "path": "material/sotu/18*.txt"})
   config.training.update({"steps_per_round": 1, "batch_size": 2, "context_attention": "ring"})
   config.mesh.update({"fsdp": 2, "context": 4, "simulated_devices": 8})
   return config
@@ -201,6 +203,24 @@ def paper() -> ConfigDict:
           "checkpoint_every": 50,
           # Newest checkpoints kept.
           "keep_checkpoints": 2,
+      },
+      # Benchmarks of the base model and of the policy after each round.
+      "eval": {
+          # ruler (13 tasks and their mean), ruler/TASK, longppl, position_loss; () for none.
+          "tasks": ("ruler",),
+          # Lengths of prompts and documents, in tokens.
+          "lengths": (8192, 16_384, 32_768, 65_536, 131_072),
+          # Prompts of a task, or documents, at each length.
+          "samples": 20,
+          # RULER as NVIDIA's package runs it ("nvidia") or as HELMET does and the papers compared with ("helmet").
+          "protocol": "helmet",
+          # Held-out text for longppl and position_loss, in the form of corpus.sources; path "" for none.
+          "documents": {"name": "held-out", "kind": "jsonl", "path": "", "id_field": "id", "text_field": "text",
+                        "split": ""},
+          # LongPPL's short context, in tokens (LongPPL's own: 4096).
+          "short_window": 4096,
+          # Where RULER's package and prompt sets are kept; fetched when first needed.
+          "ruler_dir": "material/ruler",
       },
       # Devices along each axis; -1: all that are left. simulated_devices: so many CPU devices (of all processes
       # together) in the place of real ones; 0: the real ones.

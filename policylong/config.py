@@ -197,6 +197,28 @@ class Training:
 
 
 @dataclasses.dataclass(frozen=True)
+class Eval:
+  """What the base model and the policy after each round are asked."""
+  tasks: tuple[str, ...]
+  lengths: tuple[int, ...]
+  samples: int
+  protocol: str
+  documents: Source
+  short_window: int
+  ruler_dir: str
+
+  def __post_init__(self):
+    _one_of("eval.protocol", self.protocol, ("nvidia", "helmet"))
+    _at_least("eval.samples", self.samples, 1)
+    _at_least("eval.short_window", self.short_window, 1)
+    if self.tasks and not self.lengths:
+      raise ConfigError(f"eval.lengths is empty, and eval.tasks is {self.tasks}: give lengths in tokens, or no tasks")
+    for task in self.tasks:
+      if task in ("longppl", "position_loss") and not self.documents.path:
+        raise ConfigError(f"eval.tasks has {task}, and eval.documents.path is empty: name held-out text")
+
+
+@dataclasses.dataclass(frozen=True)
 class Mesh:
   """Devices along each axis; -1 for at most one axis: all devices that are left.
 
@@ -241,6 +263,7 @@ class Config:
   screening: Screening
   synthesis: Synthesis
   training: Training
+  eval: Eval
   mesh: Mesh
   report: Report
 

@@ -15,69 +15,17 @@ a TPU pod needs no more, elsewhere add --coordinator_address, --num_processes an
 """
 
 import argparse
-import difflib
 import hashlib
 import json
 import logging
 import re
-from collections.abc import Sequence
 
 from etils import epath
 
 from policylong.config import Source
 from policylong.errors import UserError, run_command
-from policylong.evaluation import results as results_lib
 from policylong.evaluation.results import Options
 from policylong.workdir import read_json, write_json
-
-
-def benchmarks() -> tuple:
-  """Who runs a task: the first that claims it."""
-  # after the flags: --help answers at once
-  from policylong.evaluation import helmet, lm_eval_tasks, longbench2, longppl, position_loss, ruler
-
-  return (ruler, longppl, position_loss, longbench2, helmet, lm_eval_tasks)
-
-
-def evaluate(policy, tasks: Sequence[str], options: Options, directory: epath.Path) -> dict:
-  """Runs each benchmark with the tasks that it claims; returns {task: {length: Result}} of this call.
-
-  Collective. results.json in `directory` gets each benchmark's results as soon as they are there.
-
-  Raises:
-    UserError: an unknown task, or what a benchmark refuses.
-  """
-  from policylong import hosts
-
-  found: dict = {}
-  for benchmark, claimed in claimants(tasks):
-    new = benchmark.run(policy, claimed, options, directory)
-    found.update(new)
-    if hosts.is_first():
-      results_lib.merge(directory / "results.json", new)
-  hosts.barrier("evaluated")
-  return found
-
-
-def claimants(tasks: Sequence[str]) -> list[tuple]:
-  """[(benchmark, its tasks)] in the order of `benchmarks`.
-
-  Raises:
-    UserError: nobody claims a task.
-  """
-  chosen: dict = {benchmark: [] for benchmark in benchmarks()}
-  for task in dict.fromkeys(tasks):
-    claimant = next((benchmark for benchmark in chosen if benchmark.claims(task)), None)
-    if claimant is None:
-      known = [name for benchmark in chosen for name in benchmark.names()]
-      close = difflib.get_close_matches(task, known, n=1, cutoff=0.4)
-      close = close or difflib.get_close_matches(f"ruler/{task}", known, n=1)
-      raise UserError(f"there is no task {task!r}" + (f"; did you mean {close[0]}?" if close else
-                      f"; the tasks are {', '.join(known)}"))
-    chosen[claimant].append(task)
-  if not any(chosen.values()):
-    raise UserError("--tasks is empty: name benchmarks, e.g. --tasks=ruler,longppl")
-  return [(benchmark, claimed) for benchmark, claimed in chosen.items() if claimed]
 
 
 def claim(directory: epath.Path, policy_name: str, model: str) -> None:
@@ -157,10 +105,13 @@ def main() -> None:
   logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
   logging.getLogger("policylong").setLevel(logging.INFO)
   tasks = [task.strip() for task in arguments.tasks.split(",") if task.strip()]
-  claimants(tasks)  # a misspelt name should not wait for the weights
+  # after the flags: --help and mistakes answer at once
   from policylong import hosts
+  from policylong.evaluation import results
+  from policylong.evaluation.benchmarks import claimants, evaluate
   from policylong.evaluation.policy import load_policy
 
+  claimants(tasks)  # a misspelt name should not wait for the weights
   with hosts.joined(arguments.coordinator_address, arguments.num_processes, arguments.process_id, 0):
     policy = load_policy(arguments.model, dtype=arguments.dtype)
     slug = re.sub(r"[^A-Za-z0-9.-]+", "-", arguments.model).strip("-.")
@@ -169,7 +120,7 @@ def main() -> None:
       claim(directory, f"{policy.name}, {arguments.dtype}", arguments.model)
     found = evaluate(policy, tasks, _options(arguments), directory)
     if hosts.is_first():
-      print(f"model: {policy.name}\n\n{results_lib.table(found)}\n\nresults: {directory / 'results.json'}")
+      print(f"model: {policy.name}\n\n{results.table(found)}\n\nresults: {directory / 'results.json'}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
     screening : scan the round's roots, retrieve for their anchors, verify, take hard negatives
     synthesis : shuffle positives and negatives in front of each root, exactly L tokens
     training  : next-token loss on every token of these sequences
+    evaluation: benchmarks of the new policy (and, before the first round, of the base model)
 
 Every stage leaves finished files behind, so `run` may be killed at any instant and called again.
 
@@ -21,6 +22,7 @@ from policylong import config as config_lib
 from policylong import hosts, tables
 from policylong.corpus.roots import sample_documents
 from policylong.corpus.store import open_corpus
+from policylong.evaluation.in_loop import RoundEvaluation
 from policylong.mesh import make_mesh
 from policylong.model import hf
 from policylong.model.tokenizer import load_tokenizer
@@ -58,15 +60,18 @@ def run(config: config_lib.Config, directory) -> epath.Path:
       log.info("%s: all %d rounds are done; nothing to do", workdir.directory, config.rounds)
     return workdir.page
   loop = _Loop(config, workdir)
+  loop.evaluate(0)
   for index in range(1, config.rounds + 1):
     round_ = workdir.round(index)
     if hosts.agreed(round_.done):
       if first:
         round_.drop_shards()
+      loop.evaluate(index)
       continue
     if not hosts.agreed(round_.screened_path.exists()):
       loop.screen(round_)
     loop.train(round_)
+    loop.evaluate(index)
     loop.write_report()
   loop.finish()
   loop.write_report()
@@ -82,6 +87,7 @@ class _Loop:
     self.mesh = make_mesh(config.mesh)
     self.model = hf.read_model_config(config.model.path).with_rope(
         theta=config.model.rope_theta, yarn_factor=config.model.yarn_factor)
+    self.evaluation = RoundEvaluation(config, self.model, workdir)
     self.tokenizer = load_tokenizer(config.model.path)
     self.trainer = Trainer(config, self.model, self.mesh, workdir)
     self.corpus = open_corpus(config.corpus)
@@ -152,6 +158,10 @@ class _Loop:
     if hosts.is_first():
       round_.finish(read_json(round_.screened_path))
     hosts.barrier("trained")
+
+  def evaluate(self, index: int) -> None:
+    """Benchmarks of the policy after round `index`; 0: of the base model. What is there already stays."""
+    self.evaluation.run(index, self.state, self.tokenizer, self.mesh)
 
   def finish(self) -> None:
     """The last policy looks once more at the last round's dependencies."""

@@ -9,6 +9,7 @@ The only module that knows the folder layout:
   rounds/<r>/sequences/          array_record for training
   rounds/<r>/shards/             unfinished work, gone when the round is done
   rounds/<r>/DONE.json           counts, hashes, policy step; written last
+  rounds/<r>/evaluation/         results.json of the policy after the round, and its answers; r = 0: of the base model
   final.json                     the last policy's view of the last round; written when the run is done
   metrics.jsonl, tensorboard/, report/index.html
 """
@@ -76,7 +77,7 @@ def read_json(path: epath.Path) -> dict:
 
 
 class Round:
-  """The folder of one round, r = 1 .. rounds."""
+  """The folder of one round, r = 1 .. rounds, or of what comes before the first, r = 0."""
 
   def __init__(self, directory: epath.Path, index: int):
     self.index = index
@@ -104,6 +105,11 @@ class Round:
   def sequences(self) -> epath.Path:
     """The folder of the training sequences."""
     return self.directory / "sequences"
+
+  @property
+  def evaluation(self) -> epath.Path:
+    """The folder of the benchmarks after the round."""
+    return self.directory / "evaluation"
 
   @property
   def screened_path(self) -> epath.Path:
@@ -136,7 +142,7 @@ class Workdir:
     self.page = self.directory / "report" / "index.html"
 
   def round(self, index: int) -> Round:
-    """The folder of round `index`, counted from 1."""
+    """The folder of round `index`, counted from 1; 0 has the base model's evaluation only."""
     return Round(self.directory / "rounds" / str(index), index)
 
   def claim(self, config: config_lib.Config, first: bool = True) -> None:

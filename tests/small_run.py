@@ -43,6 +43,9 @@ def small_config(folder: pathlib.Path):
   config.training.update({"steps_per_round": 4, "batch_size": 2, "checkpoint_every": 2, "peak_learning_rate": 1e-2,
                           "compute_dtype": "float32"})
   config.model.scoring_dtype = "float32"
+  config.eval.update({"lengths": (256,), "short_window": 64})
+  config.eval.documents.update({"kind": "jsonl", "path": str(folder / "talks.jsonl"), "id_field": "id",
+                                "text_field": "text"})
   return config
 
 
@@ -80,6 +83,7 @@ def write_talks(path: pathlib.Path, count: int = 24) -> None:
 def _die_at(kill: str) -> None:
   """Wraps the functions that finish a stage's piece of work, so that one of their calls kills the process."""
   from policylong import tables, workdir
+  from policylong.evaluation import results
   from policylong.synthesis import storage
   from policylong.training.metrics import MetricsLog
 
@@ -104,6 +108,8 @@ def _die_at(kill: str) -> None:
     tables.write = dying(tables.write, named(stage), before=True)
   elif stage == "between":  # the round is trained; its marker is not there yet, or just is
     workdir.write_json = dying(workdir.write_json, named("DONE"), before=int(call) == 1)
+  elif stage == "evaluation":  # one benchmark's results are there, or not yet
+    results.write_json = dying(results.write_json, named("results"), before=True)
   elif stage == "synthesis":
     storage._Shard.write = dying(storage._Shard.write, lambda *_: True, before=False)
   elif stage == "training":

@@ -44,6 +44,10 @@ def test_the_demo_config_is_valid_and_survives_json():
     ({"training__peak_learning_rate": 0.0}, ["peak_learning_rate is 0.0", "above 0"]),
     ({"corpus__root_sources": ("books",)}, ["corpus.root_sources is 'books'", "sotu, wiki"]),
     ({"corpus__sources": ()}, ["corpus.sources is empty"]),
+    ({"eval__protocol": "lm-eval"}, ["eval.protocol is 'lm-eval'", "nvidia, helmet"]),
+    ({"eval__samples": 0}, ["eval.samples is 0", "at least 1"]),
+    ({"eval__lengths": ()}, ["eval.lengths is empty", "position_loss"]),
+    ({"eval__documents__path": ""}, ["eval.tasks has position_loss", "eval.documents.path is empty"]),
     ({"rounds": 0}, ["rounds is 0", "at least 1"]),
     ({"model": 3}, ["model is 3", "group of fields"]),
 ])

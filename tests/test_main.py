@@ -112,6 +112,14 @@ def test_a_corpus_where_nothing_is_accepted_says_so_with_the_best_gain(config, t
   assert "none passes" in sentence and "epsilon = 0.999" in sentence
 
 
+def test_a_task_that_does_not_exist_and_a_length_above_the_window_are_told_before_the_first_round(config, tmp_path):
+  config.eval.tasks = ("position_los",)
+  assert "there is no task 'position_los'; did you mean position_loss?" in refusal(config, tmp_path / "a")
+  config.eval.tasks, config.eval.lengths = ("position_loss",), (1024,)
+  assert "length 1024 is asked for, and the window" in refusal(config, tmp_path / "b")
+  assert not (tmp_path / "a" / "rounds").exists() and not (tmp_path / "b" / "rounds").exists()
+
+
 def test_bad_records_and_documents_longer_than_the_window_are_counted_and_do_not_stop_a_run(config, tmp_path):
   write_talks(tmp_path / "good.jsonl")
   good = (tmp_path / "good.jsonl").read_bytes().splitlines()
@@ -150,7 +158,7 @@ def test_a_contradiction_in_the_config_exits_1_with_one_sentence(folder, tmp_pat
   assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("module", ["main", "score", "convert", "index", "report", "material"])
+@pytest.mark.parametrize("module", ["main", "score", "convert", "index", "report", "material", "evaluate"])
 def test_every_command_has_help(module):
   result = subprocess.run([sys.executable, "-m", f"policylong.{module}", "--help"], capture_output=True, text=True,
                           cwd=REPOSITORY)

@@ -16,8 +16,8 @@ from tests.small_run import make_small_run
 REPOSITORY = pathlib.Path(__file__).parents[1]
 # One workdir, killed at each of these in turn, then left alone. "stage:n" is the n-th write of that stage
 # in that process; the last ones belong to round 2.
-KILLS = ("rename:4", "scan:2", "candidates:1", "verify:2", "verdicts:1", "negatives:1", "synthesis:2", "training:3",
-         "between:1", "offpolicy:1", "verify:3", "training:1")
+KILLS = ("rename:4", "evaluation:2", "scan:2", "candidates:1", "verify:2", "verdicts:1", "negatives:1", "synthesis:2",
+         "training:3", "between:1", "evaluation:1", "offpolicy:1", "verify:3", "training:1")
 
 
 def run_main(config, workdir, kill="", **overrides):
@@ -47,7 +47,7 @@ def _files(folder, pattern):
 
 
 @pytest.mark.parametrize("pattern", ["rounds/*/*.parquet", "rounds/*/*.json", "rounds/*/sequences/*", "final.json",
-                                     "offpolicy.parquet", "corpus.json", "config.json"])
+                                     "rounds/*/evaluation/**/*.*", "offpolicy.parquet", "corpus.json", "config.json"])
 def test_every_table_sequence_and_marker_has_the_same_bytes(runs, pattern):
   _, whole, killed = runs
   wanted, found = _files(whole, pattern), _files(killed, pattern)
@@ -98,6 +98,21 @@ def test_rounds_use_different_roots_and_the_second_knows_of_the_first(runs):
   import pyarrow.parquet as pq
   roots = [set(pq.read_table(folder.round(r).table("roots"))["doc_id"].to_pylist()) for r in (1, 2)]
   assert len(roots[0]) == len(roots[1]) == 6 and not roots[0] & roots[1]
+
+
+def test_the_base_model_and_each_rounds_policy_are_evaluated_on_the_same_tokens(runs):
+  _, whole, _ = runs
+  found = [json.loads((whole / f"rounds/{r}/evaluation/results.json").read_text()) for r in (0, 1, 2)]
+  steps = [json.loads((whole / f"rounds/{r}/evaluation/DONE.json").read_text())["policy_step"] for r in (0, 1, 2)]
+  assert steps == [0, 4, 8]
+  losses = [results["position_loss"]["256"]["value"] for results in found]
+  assert losses[0] > losses[1] > losses[2] > 0  # eight steps at a high learning rate teach the words
+  shares = {results["longppl/key_tokens"]["256"]["value"] for results in found}
+  assert len(shares) == 1
+  assert {results["longppl"]["256"]["protocol"] for results in found} == {
+      found[0]["longppl"]["256"]["protocol"]} and "model" in found[0]["longppl"]["256"]["protocol"]
+  board = b"".join(path.read_bytes() for path in (whole / "tensorboard").iterdir())
+  assert b"evaluation/position_loss/256" in board
 
 
 def test_a_second_run_does_nothing_and_says_so(runs):

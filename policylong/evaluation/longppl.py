@@ -18,6 +18,7 @@ from etils import epath
 from policylong import hosts
 from policylong.errors import UserError
 from policylong.evaluation import documents
+from policylong.evaluation.policy import load_policy
 from policylong.evaluation.position_loss import documents_name
 from policylong.evaluation.results import Options, Result, check_lengths
 from policylong.workdir import read_json, write_json
@@ -90,8 +91,6 @@ def _key_tokens(policy, options: Options, rows: list[np.ndarray], nll: np.ndarra
   if not hosts.agreed(marker.exists()):
     evaluator, whole = policy, nll
     if options.evaluator:
-      from policylong.evaluation.policy import load_policy  # the key tokens are mostly there
-
       evaluator = load_policy(options.evaluator)
       if evaluator.tokenizer.backend_tokenizer.to_str() != policy.tokenizer.backend_tokenizer.to_str():
         raise UserError(f"the evaluator {options.evaluator} has another tokenizer than {policy.name}: LongPPL needs a "

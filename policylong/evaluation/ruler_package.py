@@ -35,9 +35,9 @@ TASKS = ("niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "
          "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe", "qa_1", "qa_2")
 # What its generators import of packages that the rest of this project does not need.
 _NEEDED = ("wonderwords", "nltk", "tenacity", "scipy", "yaml")
-# A generator that says nothing for so long has no prompt that fits: some of them then try for ever (seconds, and more
-# for longer prompts, whose tokens they count again and again).
-_PATIENCE, _TOKENS_A_SECOND = 90, 200
+# A generator that computes for so long and says nothing has no prompt that fits: some of them then try for ever
+# (seconds of its own, so that a busy machine does not count; and more for longer prompts).
+_PATIENCE, _TOKENS_A_SECOND = 60, 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,20 +137,26 @@ class Package:
 
 
 def _run(command: list[str], environment: dict, said, patience: float) -> int | None:
-  """The exit code of a program, or None if it was ended because it had said nothing for `patience` seconds."""
+  """The exit code of a program, or None if it was ended: it had computed for `patience` seconds and said nothing."""
   process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
-  size, since = 0, time.monotonic()
+  size, since = 0, 0.0
   try:
     while process.poll() is None:
       time.sleep(0.05)
       if (now := os.fstat(said.fileno()).st_size) != size:
-        size, since = now, time.monotonic()
-      elif time.monotonic() - since > patience:
+        size, since = now, _cpu_seconds(process.pid)
+      elif _cpu_seconds(process.pid) - since > patience:
         return None
     return process.returncode
   finally:
     process.kill()
     process.wait()
+
+
+def _cpu_seconds(pid: int) -> float:
+  """What a process of ours has computed so far; it may have ended, but was not waited for."""
+  fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+  return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _module(path: pathlib.Path) -> types.ModuleType:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from policylong.attention.cached import chunk_attention, token_attention
 from policylong.likelihood.streaming import logits_of
@@ -102,7 +102,7 @@ class Programs:
     return states, cache
 
   def _prefill(self, params, cache, hidden, tokens, last, start):
-    R, Q = tokens.shape
+    Q = tokens.shape[1]
 
     def attend(q, k, v, carried):
       cache, layer = carried
@@ -176,5 +176,5 @@ def _write(cache: Cache, layer: Int[Array, ""], k: Float[Array, "B Q K H"], v: F
 
 def _less_one(left: Int[Array, "B"], token: Int[Array, "B"], sampling: Sampling) -> Int[Array, "B"]:
   """How many tokens may come after this one: none after a stop token."""
-  stopped: Bool[Array, "B"] = jnp.any(token[:, None] == sampling.stop_ids[None], axis=1)
+  stopped = jnp.any(token[:, None] == sampling.stop_ids[None], axis=1)
   return jnp.where(stopped, 0, jnp.maximum(left - 1, 0))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from policylong.model.decoding import Cache, Programs, Sampling, Slots
+from policylong.model.decoding import Programs, Sampling, Slots
 from policylong.model.qwen import ModelConfig, Params
 
 # Tokens a call of the decoding program; after each the host looks for rows that have ended.

@@ -327,7 +327,8 @@ def hidden_states(params: Params, config: ModelConfig, tokens: Int[Array, "B S"]
     attention_implementation: see there.
   """
   def attend(q, k, v, carried):
-    return attention(q, k, v, segment_ids=segment_ids, context=context, implementation=attention_implementation), carried
+    mixed = attention(q, k, v, segment_ids=segment_ids, context=context, implementation=attention_implementation)
+    return mixed, carried
   return Decoder(config, params)(tokens, positions=positions, compute_dtype=compute_dtype, remat=remat,
                                  attend=attend)[0]
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from etils import epath
 
-from policylong.report import facts, health, plots, roots, sequences, template
+from policylong.report import evaluation, facts, health, plots, roots, sequences, template
 from policylong.report.markup import Markup, disclosure, element, escape, join, table
 from policylong.report.round_table import round_table
 from policylong.report.tables import Run, read_run
@@ -40,6 +40,7 @@ def render(run: Run, chunk_text: Callable[[str], str] | None) -> str:
   named = [("rounds", "Was each round sane?", _rounds(run)),
            ("numbers", "Round by round", round_table(run) or _nothing("No round, no numbers.")),
            ("plots", "What changed", _plots(run)),
+           *([("benchmarks", "Benchmarks", evaluation.section(run))] if run.evaluations else []),
            ("roots", "Roots, anchors and verdicts", _roots(run, texts)),
            ("sequences", "Training sequences", _sequences(run)),
            ("corpus", "Corpus", _corpus(run)),

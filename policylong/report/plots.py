@@ -33,7 +33,7 @@ def figures(run: Run) -> list[Markup]:
   shown = [entropy(run), anchors(run), acceptance(run), mean_gain(run),
            *(gains(run, round_) for round_ in run.rounds), overlap(run), offpolicy(run), *then_and_now(run),
            loss(run)]
-  return [figure for figure in shown if figure is not None]
+  return [drawn for drawn in shown if drawn is not None]
 
 
 def entropy(run: Run) -> Markup | None:
@@ -56,7 +56,7 @@ def entropy(run: Run) -> Markup | None:
     if mean is not None:
       axes.dot(mean, 0, color, f"round {round_.index}: mean {decimal(mean)} nats", radius=4.5)
     entries.append((color, f"round {round_.index}, mean {decimal(mean)} ({count(histogram.sum())} tokens)"))
-  return _figure("Entropy of the roots' tokens", "Dots on the axis: the mean. Each round has roots of its own.",
+  return figure("Entropy of the roots' tokens", "Dots on the axis: the mean. Each round has roots of its own.",
                  axes, legend(entries))
 
 
@@ -86,7 +86,7 @@ def anchors(run: Run) -> Markup | None:
     axes.steps(edges - 0.5, heights, color, f"round {round_.index}")
     entries.append((color, f"round {round_.index}, mean {decimal(numbers.mean(), 1)} ({plural(len(numbers), 'root')})"))
   limit = run.setting("screening.max_anchors_per_root")
-  return _figure("Anchors per root", f"At most {limit} are kept." if limit else "", axes, legend(entries))
+  return figure("Anchors per root", f"At most {limit} are kept." if limit else "", axes, legend(entries))
 
 
 def acceptance(run: Run) -> Markup | None:
@@ -111,7 +111,7 @@ def acceptance(run: Run) -> Markup | None:
   told = [element("p", f"Round {index}: " + ", ".join(
       f"{name} {of(*rates[index, name])}" for name, _, _ in GROUPS if (index, name) in rates), class_="counts")
           for index in drawn]
-  return _figure("Acceptance against the control", "Thin line: 95% interval, as if pairs were independent.", axes,
+  return figure("Acceptance against the control", "Thin line: 95% interval, as if pairs were independent.", axes,
                  legend([(color, words) for _, color, words in GROUPS]), *told)
 
 
@@ -137,7 +137,7 @@ def gains(run: Run, round_: RoundData) -> Markup | None:
   if epsilon is not None:
     axes.rule(x=epsilon)
     axes.note(epsilon, 1.0, f"ε = {threshold(epsilon)}", dx=6, dy=12, anchor="start", css="note limit")
-  return _figure(f"Gain in round {round_.index}", "Logarithmic. Right of ε a chunk is accepted; "
+  return figure(f"Gain in round {round_.index}", "Logarithmic. Right of ε a chunk is accepted; "
                  "the distance to the control is what retrieval found.", axes, legend(entries))
 
 
@@ -161,7 +161,7 @@ def mean_gain(run: Run) -> Markup | None:
     axes.dot(index, values.mean(), color, f"round {index}: mean {decimal(values.mean(), 3)}, median {decimal(p50, 3)}",
              radius=6)
     axes.note(index, values.mean(), decimal(values.mean()), dx=13, dy=4, anchor="start")
-  return _figure("Gain of the accepted", f"Dot: mean. Thick: middle half. Thin: 5th to 95th percentile. Dashed: "
+  return figure("Gain of the accepted", f"Dot: mean. Thick: middle half. Thin: 5th to 95th percentile. Dashed: "
                  f"{PAPER_MEAN_GAIN}, EntropyLong's mean at epsilon {PAPER_EPSILON}.", axes, None, told)
 
 
@@ -217,7 +217,7 @@ def _then_and_now(index, later, columns, epsilon):
     axes.note(1.02, epsilon, f"ε = {threshold(epsilon)}", dx=-2, dy=13, anchor="end", css="note limit")
   entries = [(OWN, f"still accepted ({count((~rejected).sum())})"), (LIMIT, f"rejected now ({count(rejected.sum())})")]
   some = f" One in {stride} is drawn." if stride > 1 else ""
-  return _figure(f"Round {index}'s dependencies, as {later} sees them",
+  return figure(f"Round {index}'s dependencies, as {later} sees them",
                  f"A dot is an accepted pair of chunk and anchor; grey: no change.{some}", axes, legend(entries))
 
 
@@ -248,7 +248,7 @@ def loss(run: Run) -> Markup | None:
         axes.dot(step, value, OWN, f"step {step}: {decimal(value, 3)}", radius=2.6)
   rates = [row["tokens_per_second"] for row in run.metrics if isinstance(row.get("tokens_per_second"), int | float)]
   speed = f"Median {count(float(np.median(rates)))} tokens/s." if rates else ""
-  return _figure("Training loss", speed, axes, None)
+  return figure("Training loss", speed, axes, None)
 
 
 def _shares(run, rows, title, label, reading, names=None):
@@ -262,7 +262,7 @@ def _shares(run, rows, title, label, reading, names=None):
     axes.bar(index, min(slot / 2.2, 64), value, OWN, f"{share(value)}: {counts}")
     axes.note(index, value, share(value), dy=-6)
   told = ", ".join(f"{counts} ({(names or {}).get(index, f'round {index}')})" for index, _, counts in rows)
-  return _figure(title, reading, axes, None, element("p", told, class_="counts"))
+  return figure(title, reading, axes, None, element("p", told, class_="counts"))
 
 
 def _by_round(run, y, y_label, indices=None, names=None):
@@ -280,6 +280,7 @@ def _percent_ticks(axes, top):
   axes.y_ticks(ticks, [f"{100 * tick:.{digits}f}%" for tick in ticks])
 
 
-def _figure(title, reading, axes, key, *below):
+def figure(title: str, reading: str, axes: Axes, key: Markup | None, *below: Markup) -> Markup:
+  """A drawing with its title, a sentence that says how to read it, and its key."""
   head = element("figcaption", element("b", title), element("span", reading) if reading else "")
   return element("figure", head, key or "", axes.svg(title), *below)

@@ -74,6 +74,23 @@ class RoundData:
 
 
 @dataclasses.dataclass
+class Evaluation:
+  """Benchmarks of one policy: of the base model (after == 0) or after a round. results: {task: {length: row}}."""
+  after: int
+  results: dict[str, dict[str, dict]]
+
+  @property
+  def name(self) -> str:
+    """As the page calls this policy."""
+    return f"after round {self.after}" if self.after else "base model"
+
+  def value(self, task: str, length: str) -> float | None:
+    """One number; None where there is none."""
+    value = self.results.get(task, {}).get(length, {}).get("value")
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+@dataclasses.dataclass
 class Run:
   """Everything the page is made from."""
   directory: str
@@ -84,6 +101,7 @@ class Run:
   final: dict
   final_offpolicy: dict | None
   notes: list[str]
+  evaluations: list[Evaluation]
 
   def setting(self, name: str, default=None):
     """A config value by its dotted name; `default` where the config lacks it."""
@@ -116,12 +134,13 @@ def read_run(workdir: Workdir) -> Run:
   metrics = _metrics(workdir.metrics, notes)
   parent = workdir.round(1).directory.parent
   found = sorted(int(path.name) for path in parent.iterdir() if path.name.isdigit()) if parent.exists() else []
-  rounds = [_round(workdir.round(index)) for index in found]
+  rounds = [_round(workdir.round(index)) for index in found if index]
+  evaluations = [evaluation for index in found if (evaluation := _evaluation(workdir.round(index), notes))]
   if not rounds:
     notes.append("There is no round in rounds/ yet.")
   path = workdir.directory / "offpolicy.parquet"  # the last round's dependencies under the final policy
   again = read_columns(path, ("gain_then", "gain_now", "rejected"), notes) if path.exists() else None
-  return Run(str(workdir.directory), config, corpus, metrics, rounds, final, again, notes)
+  return Run(str(workdir.directory), config, corpus, metrics, rounds, final, again, notes, evaluations)
 
 
 def read_columns(path, columns: Sequence[str], notes: list[str], doc_ids: Sequence[str] | None = None) -> dict | None:
@@ -162,6 +181,16 @@ def _round(folder: Round) -> RoundData:
   path = folder.done_path if finished else folder.screened_path
   summary = _json(path, notes, path.name) if path.exists() else {}
   return RoundData(folder.index, folder, finished, summary, notes)
+
+
+def _evaluation(folder: Round, notes) -> Evaluation | None:
+  path = folder.evaluation / "results.json"
+  if not path.exists():
+    return None
+  held = _json(path, notes, f"rounds/{folder.index}/evaluation/results.json")
+  good = {task: {length: row for length, row in lengths.items() if isinstance(row, dict)}
+          for task, lengths in held.items() if isinstance(lengths, dict)}
+  return Evaluation(folder.index, good) if good else None
 
 
 def _json(path, notes, name) -> dict:

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from policylong.likelihood.api import token_likelihood
+from policylong.likelihood.greedy import greedy_likelihood
 from policylong.mesh import AXES, local_copy, local_mesh
 from policylong.model.qwen import ModelConfig, hidden_states, output_matrix
 
@@ -39,10 +40,12 @@ def bucket(length: int, multiple: int) -> int:
 
 @functools.cache  # every round has new weights and the same programs
 class Programs:
-  """The two scoring programs of a model over a mesh: whole weights on each device, rows spread over all.
+  """The scoring programs of a model over a mesh: whole weights on each device, rows spread over all.
 
   traces: (params, tokens int32[B, S]) -> Likelihood of tokens 1 .. S-1, [B, S-1].
   entropies: (params, tokens int32[B, S], positions int32[B, A]) -> H of these tokens, [B, A].
+  choices: (params, tokens int32[B, S], positions and targets int32[B, A]) -> (nll of a target if it stood at its
+    position, whether it is the most likely token there), [B, A].
   """
 
   def __init__(self, model: ModelConfig, mesh: jax.sharding.Mesh, dtype: jnp.dtype):
@@ -54,11 +57,15 @@ class Programs:
       return token_likelihood(states[:, :-1], output_matrix(params, model), tokens[:, 1:])
 
     def entropies(params, tokens, positions):
-      states = hidden(params, tokens=tokens)
-      # The output matrix meets only the positions that are read; H_t is predicted one position earlier.
-      states = jnp.take_along_axis(states, positions[..., None] - 1, axis=1)
       targets = jnp.take_along_axis(tokens, positions, axis=1)
-      return token_likelihood(states, output_matrix(params, model), targets).entropy
+      return token_likelihood(before(params, tokens, positions), output_matrix(params, model), targets).entropy
+
+    def choices(params, tokens, positions, targets):
+      return greedy_likelihood(before(params, tokens, positions), output_matrix(params, model), targets)
+
+    def before(params, tokens, positions):
+      """The states that predict what stands at `positions`: the output matrix meets no others."""
+      return jnp.take_along_axis(hidden(params, tokens=tokens), positions[..., None] - 1, axis=1)
 
     def of_each_device(function, arrays):
       rows = (self.rows.spec,) * arrays
@@ -67,6 +74,7 @@ class Programs:
                             check_vma=False)
       return jax.jit(local, in_shardings=(self.replicated, *(self.rows,) * arrays), out_shardings=self.rows)
     self.traces, self.entropies = of_each_device(traces, 1), of_each_device(entropies, 2)
+    self.choices = of_each_device(choices, 3)
 
 
 class Scorer:
@@ -84,14 +92,14 @@ class Scorer:
 
   def __init__(self, params, model: ModelConfig, mesh: jax.sharding.Mesh, *, dtype: str,
                tokens_per_batch: int, bucket_multiple: int):
-    self._mesh = local_mesh(mesh)
+    self.mesh = local_mesh(mesh)
     self._dtype = jnp.dtype(dtype)
     self._tokens_per_batch = tokens_per_batch
     self._bucket_multiple = bucket_multiple
     cast = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(self._dtype), tree),
                    out_shardings=NamedSharding(mesh, PartitionSpec()))
-    self._params = jax.tree.map(lambda x: local_copy(x, self._mesh), cast(params))
-    self._programs = Programs(model, self._mesh, self._dtype)
+    self.params = jax.tree.map(lambda x: local_copy(x, self.mesh), cast(params))
+    self._programs = Programs(model, self.mesh, self._dtype)
 
   def bucket(self, length: int) -> int:
     """The padded length of a row of `length` tokens."""
@@ -118,7 +126,7 @@ class Scorer:
                           for x in (entropy, nll))
       progress(sum(len(rows[i]) for i in indices))
 
-    self._run(full, lambda tokens, _: self._programs.traces(self._params, tokens), 0, collect)
+    self._run(full, self._programs.traces, (), 0, collect)
     return result
 
   def entropies(self, rows: Sequence[Row], most_positions: int,
@@ -140,22 +148,49 @@ class Scorer:
         result[i] = values[:len(rows[i].positions)]
       progress(sum(len(rows[i].tokens) for i in indices))
 
-    self._run(rows, lambda tokens, positions: self._programs.entropies(self._params, tokens, positions),
-              most_positions, collect)
+    self._run(rows, self._programs.entropies, ([row.positions for row in rows],), most_positions, collect)
     return result
 
-  def _run(self, rows: Sequence[Row], program, most_positions: int, collect) -> None:
-    """Runs `program` over batches; one batch is always in flight while the last one is collected."""
+  def choices(self, rows: Sequence[Row], targets: Sequence[np.ndarray], most_positions: int,
+              progress: Callable[[int], None] = lambda rows: None) -> list[tuple[np.ndarray, np.ndarray]]:
+    """How likely given tokens are at given positions, which may lie one behind a row's end, and come more than once.
+
+    Args:
+      rows: what is scored, and where (each position at least 1).
+      targets: int32[len(positions)] for each row, the tokens that are asked about.
+      most_positions: A, the static number of positions a row has at most.
+      progress: called with the number of rows each time some are done.
+
+    Returns:
+      For each row (nll f32[len(positions)] in nats, whether a target is the most likely token, bool likewise).
+    """
+    result: list = [None] * len(rows)
+
+    def collect(indices, scores):
+      for i, *values in zip(indices, *map(np.asarray, scores)):
+        result[i] = tuple(value[:len(targets[i])] for value in values)
+      progress(len(indices))
+
+    self._run(rows, self._programs.choices, ([row.positions for row in rows], targets), most_positions, collect)
+    return result
+
+  def _run(self, rows: Sequence[Row], program, at_positions: Sequence[Sequence[np.ndarray]], most_positions: int,
+           collect) -> None:
+    """Runs `program` over batches; one batch is always in flight while the last one is collected.
+
+    `at_positions` are the program's other arrays: for each row int32[<= most_positions].
+    """
     waiting = None
-    with jax.set_mesh(self._mesh):
+    with jax.set_mesh(self.mesh):
       for indices, bucket, count in self._batches(rows):
         tokens = np.zeros((count, bucket), np.int32)
-        positions = np.ones((count, most_positions), np.int32)
+        others = tuple(np.ones((count, most_positions), np.int32) for _ in at_positions)
         for k, i in enumerate(indices):
           tokens[k, :len(rows[i].tokens)] = rows[i].tokens
-          positions[k, :len(rows[i].positions)] = rows[i].positions
+          for array, values in zip(others, at_positions):
+            array[k, :len(values[i])] = values[i]
         # Put by hand: with several processes jit takes no numpy array to be split, not even over local devices.
-        scores = program(*jax.device_put((tokens, positions), self._programs.rows))
+        scores = program(self.params, *jax.device_put((tokens, *others), self._programs.rows))
         if waiting:
           collect(*waiting)
         waiting = (indices, scores)
@@ -168,7 +203,7 @@ class Scorer:
     for i, row in enumerate(rows):
       by_bucket.setdefault(row.bucket, []).append(i)
     for bucket in sorted(by_bucket, reverse=True):
-      count = self._mesh.size * max(1, self._tokens_per_batch // bucket)
+      count = self.mesh.size * max(1, self._tokens_per_batch // bucket)
       members = by_bucket[bucket]
       for start in range(0, len(members), count):
         yield members[start:start + count], bucket, count

@@ -45,6 +45,13 @@ class MetricsLog:
       self._board.close()
 
 
+def write_scalars(workdir: Workdir, step: int, values: dict[str, float]) -> None:
+  """Numbers that are no training step's, to TensorBoard alone. One process calls it."""
+  with tensorboardX.SummaryWriter(os.fspath(workdir.tensorboard)) as board:
+    for name, value in values.items():
+      board.add_scalar(name, value, step)
+
+
 def drop_steps_after(path: epath.Path, step: int) -> None:
   """Rewrites the file without the lines of later steps and without a line that a kill cut in two."""
   if not path.exists():

@@ -1,8 +1,6 @@
 """`python -m policylong.evaluate` in this process, with a policy that is put in for the checkpoint's."""
 
 import json
-import sys
-import types
 
 import pytest
 
@@ -32,7 +30,5 @@ def _prepare(monkeypatch, policy, output, flags) -> None:
   model = output / "stand-in.gguf"
   if not model.exists():
     model.touch()
-  put_in = types.ModuleType("policylong.evaluation.policy")
-  put_in.load_policy = lambda *arguments, **settings: policy
-  monkeypatch.setitem(sys.modules, put_in.__name__, put_in)
+  monkeypatch.setattr("policylong.evaluation.policy.load_policy", lambda *arguments, **settings: policy)
   monkeypatch.setattr("sys.argv", ["evaluate", f"--model={model}", f"--output={output}", *flags])

@@ -1,0 +1,69 @@
+"""Benchmarks inside a run: of the base model, and of the policy after each round, each once."""
+
+import logging
+
+from etils import epath
+
+from policylong import hosts
+from policylong.config import Config
+from policylong.evaluation.benchmarks import claimants, evaluate
+from policylong.evaluation.policy import Policy, end_tokens
+from policylong.evaluation.results import Options, check_lengths, read
+from policylong.model.qwen import ModelConfig
+from policylong.training.metrics import write_scalars
+from policylong.workdir import Workdir, write_json
+
+log = logging.getLogger(__name__)
+
+
+class RoundEvaluation:
+  """What `config.eval` asks for.
+
+  Raises:
+    UserError: a task that nobody knows, or a length above the model's window: before the first round.
+  """
+
+  def __init__(self, config: Config, model: ModelConfig, workdir: Workdir):
+    self._config, self._model, self._workdir = config, model, workdir
+    if config.eval.tasks:
+      claimants(config.eval.tasks)
+      check_lengths(config.eval.lengths, model.max_positions, config.model.path)
+
+  def run(self, index: int, state, tokenizer, mesh) -> None:
+    """Evaluates the policy of `state`, as it is after round `index`, unless that is done; `DONE.json` is written last.
+
+    Collective. LongPPL's key tokens are those of the base model, so that rounds can be compared.
+    """
+    folder = self._workdir.round(index).evaluation
+    if not self._config.eval.tasks or hosts.agreed((folder / "DONE.json").exists()):
+      return
+    step = int(state.step)
+    evaluate(self._policy(state.params, step, tokenizer, mesh), self._config.eval.tasks, self._options(index), folder)
+    if hosts.is_first():
+      values = scalars(read(folder / "results.json"))
+      write_scalars(self._workdir, step, values)
+      log.info("%s: %s", f"after round {index}" if index else "base model",
+               ", ".join(f"{name.removeprefix('evaluation/')} {value:.3f}" for name, value in values.items()))
+      write_json(folder / "DONE.json", {"policy_step": step, "round": index})
+    hosts.barrier("evaluation")
+
+  def _policy(self, params, step: int, tokenizer, mesh):
+    path = self._config.model.path
+    return Policy(params, self._model, tokenizer, name=f"{path} step {step}" if step else path,
+                  end_tokens=sorted(end_tokens(tokenizer, epath.Path(path))), mesh=mesh,
+                  dtype=self._config.model.scoring_dtype, batch_tokens=self._config.screening.tokens_per_batch)
+
+  def _options(self, index: int) -> Options:
+    config = self._config.eval
+    return Options(
+        config.lengths, config.samples, config.protocol, seed=42, apply_chat_template=False, helmet_dir=None,
+        data_dir=None, include_path=None, ruler_dir=config.ruler_dir,
+        documents=config.documents if config.documents.path else None, short_window=config.short_window,
+        evaluator=self._config.model.path if index else None,
+        keys_dir=str(self._workdir.round(0).evaluation / "key_tokens"))
+
+
+def scalars(results) -> dict[str, float]:
+  """{name for TensorBoard: value} of results."""
+  return {f"evaluation/{task}/{length}" if length else f"evaluation/{task}": result.value
+          for task, lengths in results.items() for length, result in lengths.items() if result.value is not None}

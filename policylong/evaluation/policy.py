@@ -1,0 +1,265 @@
+"""A checkpoint as benchmarks see it: text generation, log-likelihoods, and nothing about where it came from."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from policylong import config as config_lib
+from policylong import convert
+from policylong.errors import UserError
+from policylong.mesh import make_mesh
+from policylong.model import hf
+from policylong.model.generate import Generator, Request
+from policylong.model.qwen import ModelConfig, Params, abstract_params
+from policylong.model.tokenizer import load_tokenizer
+from policylong.screening.scorer import Row, Scorer
+from policylong.training.checkpoint import Checkpoints
+from policylong.workdir import Workdir, read_json
+
+# Rows are padded to multiples of it.
+_BUCKET = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+  """What a prompt was continued with.
+
+  tokens: int32[n], without the token or the tokens of the string that ended it. text: what they say, special tokens
+  left out, cut before the first stop string.
+  """
+  tokens: np.ndarray
+  text: str
+
+
+def _nothing(count: int) -> None:
+  """No progress bar."""
+
+
+class Policy:
+  """A model with its tokenizer, ready to generate and to score, on all devices of this process.
+
+  Attributes:
+    tokenizer: a transformers fast tokenizer.
+    name: where the model came from, for tables.
+    window: tokens of a prompt and what follows it at most.
+  """
+
+  def __init__(self, params: Params, model: ModelConfig, tokenizer, *, name: str, end_tokens: Sequence[int],
+               mesh: jax.sharding.Mesh, dtype: str, batch_tokens: int):
+    """Puts a copy of the weights in `dtype` on each device.
+
+    Args:
+      params: in any float dtype, anywhere on `mesh`.
+      model: their shape.
+      tokenizer: the model's.
+      name: for tables.
+      end_tokens: tokens that end a generation.
+      mesh: the devices; rows are spread over those of this process.
+      dtype: of weights and matmul inputs.
+      batch_tokens: tokens that a device reads at once, 64 or more.
+    """
+    self.tokenizer, self.name, self.window = tokenizer, name, model.max_positions
+    self._vocab_size, self._end_tokens = model.vocab_size, tuple(end_tokens)
+    self._scorer = Scorer(params, model, mesh, dtype=dtype, tokens_per_batch=batch_tokens, bucket_multiple=_BUCKET)
+    self._generator = Generator(self._scorer.params, model, self._scorer.mesh, dtype=jnp.dtype(dtype),
+                                chunk_tokens=1 << (batch_tokens.bit_length() - 1))
+
+  def generate(self, prompts: Sequence[Sequence[int]], most_new_tokens: int | Sequence[int], *,
+               stop: Sequence[str] = (), temperature: float = 0.0, seed: int = 0,
+               progress: Callable[[int], None] = _nothing) -> list[Generation]:
+    """Continues each prompt to an end token, a stop string or its number of tokens, whichever comes first.
+
+    Args:
+      prompts: token ids, one at least for each.
+      most_new_tokens: for all, or for each.
+      stop: strings that end a generation and are no part of it; one that is a special token ends it as that token.
+      temperature: 0 decodes greedily.
+      seed: of the draws, which do not depend on how prompts are batched.
+      progress: called with the number of prompts each time some are done.
+
+    Raises:
+      UserError: a prompt is empty, has unknown tokens, or leaves no room for its new tokens.
+    """
+    most = [most_new_tokens] * len(prompts) if isinstance(most_new_tokens, int) else list(most_new_tokens)
+    for i, (prompt, new) in enumerate(zip(prompts, most, strict=True)):
+      self._check(f"prompt {i}", prompt, new)
+    special = {str(token): i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+    stop_ids = {*self._end_tokens, *(special[string] for string in stop if string in special)}
+    strings = [string for string in stop if string and string not in special]
+
+    def finished(_: int, tokens: list[int]) -> bool:
+      text = self._text(tokens) if strings else ""
+      return any(string in text for string in strings)
+    found = self._generator.generate(
+        [Request(prompt, new) for prompt, new in zip(prompts, most)], stop_ids=sorted(stop_ids),
+        temperature=temperature, seed=seed, finished=finished, progress=progress)
+    return [self._cut(tokens, strings) for tokens in found]
+
+  def loglikelihoods(self, requests: Sequence[tuple[Sequence[int], Sequence[int]]],
+                     progress: Callable[[int], None] = _nothing) -> list[tuple[float, bool]]:
+    """For (context, continuation) the continuation's log-probability in nats, and whether it is the greedy one.
+
+    Requests that differ in nothing but the last token of the continuation are read once.
+
+    Args:
+      requests: token ids; a context has one at least.
+      progress: called with the number of requests each time some are done.
+
+    Raises:
+      UserError: a context is empty, a token unknown, or a pair longer than the window.
+    """
+    rows: dict[tuple[int, ...], list[int]] = {}
+    for i, (context, continuation) in enumerate(requests):
+      self._check(f"context {i}", context, len(continuation))
+      rows.setdefault((*context, *continuation)[:-1] if continuation else (), []).append(i)
+    result: list = [(0.0, True)] * len(requests)
+    progress(len(rows.pop((), ())))
+    by_count: dict[int, list[tuple[tuple[int, ...], list[int]]]] = {}
+    for tokens, members in rows.items():
+      count = sum(len(requests[i][1]) for i in members)
+      by_count.setdefault(1 << (count - 1).bit_length(), []).append((tokens, members))
+    for count, group in sorted(by_count.items()):
+      scored = self._choices(requests, group, count)
+      for (_, members), (nll, greedy) in zip(group, scored):
+        ends = np.cumsum([len(requests[i][1]) for i in members])[:-1]
+        for i, of_one, is_greedy in zip(members, np.split(nll, ends), np.split(greedy, ends)):
+          result[i] = (-float(of_one.sum(dtype=np.float64)), bool(is_greedy.all()))
+      progress(sum(len(members) for _, members in group))
+    return result
+
+  def token_nlls(self, rows: Sequence[Sequence[int]], progress: Callable[[int], None] = _nothing) -> list[np.ndarray]:
+    """The nll in nats of each token given those before it, float32[T], NaN at token 0.
+
+    Args:
+      rows: token ids, one at least for each.
+      progress: called with the number of tokens each time some are done.
+
+    Raises:
+      UserError: a row is empty, has unknown tokens or is longer than the window.
+    """
+    for i, row in enumerate(rows):
+      self._check(f"row {i}", row, 0)
+    return [nll for _, nll in self._scorer.traces([np.asarray(row, np.int32) for row in rows], progress)]
+
+  def _choices(self, requests, group, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(nll, greedy) of all continuations of each row of a group, one request after another."""
+    rows, targets = [], []
+    for tokens, members in group:
+      positions = [len(requests[i][0]) + k for i in members for k in range(len(requests[i][1]))]
+      rows.append(Row(np.asarray(tokens, np.int32), np.asarray(positions, np.int32), self._scorer.bucket(len(tokens))))
+      targets.append(np.concatenate([np.asarray(requests[i][1], np.int32) for i in members]))
+    return self._scorer.choices(rows, targets, count)
+
+  def _check(self, what: str, tokens: Sequence[int], new: int) -> None:
+    if not len(tokens):
+      raise UserError(f"{what} has no token: give it one at least, the tokenizer's first or end token for example")
+    if len(tokens) + new > self.window:
+      more = f", and {new} more are to follow" if new else ""
+      raise UserError(f"{what} has {len(tokens)} tokens{more}: the window of {self.name} is {self.window} tokens; "
+                      "shorten it, or use a model with a longer window")
+    if not 0 <= min(tokens) <= max(tokens) < self._vocab_size:
+      raise UserError(f"{what} has token ids from {min(tokens)} to {max(tokens)}; {self.name} knows 0 to "
+                      f"{self._vocab_size - 1}: was it made with another tokenizer?")
+
+  def _text(self, tokens: Iterable[int]) -> str:
+    return self.tokenizer.decode(list(map(int, tokens)), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+  def _cut(self, tokens: np.ndarray, strings: Sequence[str]) -> Generation:
+    """What stands before the first stop string: all of the text, and the tokens that lie wholly within it."""
+    text = self._text(tokens)
+    if ends := [found for found in map(text.find, strings) if found >= 0]:
+      text = text[:min(ends)]
+      # A token may hold the string's beginning and what is before it, or part of a character.
+      while not text.startswith(self._text(tokens)):
+        tokens = tokens[:-1]
+    return Generation(tokens, text)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Where a policy comes from
+
+
+class _Opened(NamedTuple):
+  params: Params
+  model: ModelConfig
+  tokenizer: object
+  name: str
+  end_tokens: set[int]
+
+
+def load_policy(model: str, *, dtype: str = "bfloat16", batch_tokens: int = 2048,
+                mesh: jax.sharding.Mesh | None = None) -> Policy:
+  """Opens a checkpoint for benchmarks.
+
+  Args:
+    model: an HF directory, a GGUF file, the working directory of a run (its newest checkpoint; the run may go on
+      meanwhile), one checkpoint of it (WORKDIR/checkpoints/STEP), or a directory of `convert hf-to-orbax`.
+    dtype: of weights and matmul inputs; logits and reductions are float32.
+    batch_tokens: tokens that a device reads at once.
+    mesh: the devices; None takes all.
+
+  Raises:
+    UserError: nothing that can be read is there.
+  """
+  mesh = mesh or make_mesh(config_lib.Mesh(data=-1, fsdp=1, context=1, tensor=1))
+  path = epath.Path(model)
+  if not path.exists():
+    raise UserError(f"--model is {model}, and nothing is there: give an HF directory, a GGUF file, the working "
+                    "directory of a run or one of its checkpoints")
+  if path.parent.name == "checkpoints" and path.name.isdigit():
+    opened = _open_run(path.parent.parent, int(path.name), mesh)
+  elif (path / "checkpoints").exists():
+    opened = _open_run(path, None, mesh)
+  elif (path / "model.json").exists():
+    params, shape, tokenizer = convert.load_orbax(path, mesh)
+    opened = _Opened(params, shape, tokenizer, str(path), end_tokens(tokenizer, path / "tokenizer"))
+  else:
+    shape, tokenizer = hf.read_model_config(path), load_tokenizer(path)
+    params = hf.load_params(path, shape, np.dtype(np.float32), mesh)
+    opened = _Opened(params, shape, tokenizer, str(path), end_tokens(tokenizer, path))
+  return Policy(opened.params, opened.model, opened.tokenizer, name=opened.name, end_tokens=sorted(opened.end_tokens),
+                mesh=mesh, dtype=dtype, batch_tokens=batch_tokens)
+
+
+def _open_run(directory: epath.Path, step: int | None, mesh: jax.sharding.Mesh) -> _Opened:
+  """One step of a run, or its newest; the base model's files say what it is."""
+  workdir = Workdir(directory)
+  where = workdir.directory / "config.json"
+  try:
+    base = config_lib.Model(**read_json(where)["model"])
+  except (KeyError, TypeError) as error:
+    raise UserError(f"{where} does not name the run's base model ({error}): give the working directory of a run"
+                    ) from error
+  checkpoints = Checkpoints(workdir.checkpoints)
+  steps = checkpoints.steps()
+  if not steps:
+    raise UserError(f"{workdir.checkpoints} holds no finished checkpoint: wait for the run's first one, or give its "
+                    f"base model, {base.path}")
+  if step is None:
+    step = steps[-1]
+  if step not in steps:
+    raise UserError(f"{workdir.checkpoints} has no finished checkpoint {step}; there are {', '.join(map(str, steps))}")
+  model = hf.read_model_config(base.path).with_rope(theta=base.rope_theta, yarn_factor=base.yarn_factor)
+  tokenizer = load_tokenizer(base.path)
+  params = checkpoints.restore_params(abstract_params(model, jnp.float32, mesh), step)
+  checkpoints.close()
+  return _Opened(params, model, tokenizer, f"{directory} step {step}", end_tokens(tokenizer, epath.Path(base.path)))
+
+
+def end_tokens(tokenizer, directory: epath.Path) -> set[int]:
+  """What ends a generation: the tokenizer's end token, and those of an HF directory's generation_config.json."""
+  found = {tokenizer.eos_token_id} - {None}
+  where = directory / "generation_config.json"
+  if where.exists():
+    try:
+      named = json.loads(where.read_text()).get("eos_token_id")
+      found |= set(named if isinstance(named, list) else [] if named is None else [int(named)])
+    except (ValueError, TypeError, AttributeError) as error:
+      raise UserError(f"{where} cannot be read ({error}): repair or remove it") from error
+  return found
