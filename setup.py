@@ -4,8 +4,8 @@ import pathlib
 
 from setuptools import find_packages, setup
 
-# Chat templates, and what RULER's generators import; their package is unpacked, see policylong/material.py.
-EVALUATION = ["jinja2==3.1.6", "nltk==3.10.4", "tenacity==9.2.1", "wonderwords==3.0.1"]
+# lm-eval, chat templates, and what RULER's generators import; their package is unpacked, see policylong/material.py.
+EVALUATION = ["jinja2==3.1.6", "lm_eval==0.4.13", "nltk==3.10.4", "tenacity==9.2.1", "wonderwords==3.0.1"]
 
 setup(
     name="policylong",

@@ -2,9 +2,13 @@
 
   python -m policylong.evaluate --model=MODEL --tasks=ruler --lengths=4096,8192
   python -m policylong.evaluate --model=MODEL --tasks=longppl,position_loss --documents=F.jsonl --lengths=32768
+  python -m policylong.evaluate --model=MODEL --tasks=longbench2 [--data_dir=data.json] [--apply_chat_template]
+  python -m policylong.evaluate --model=MODEL --tasks=helmet --helmet_dir=DIR --lengths=8192
+  python -m policylong.evaluate --model=MODEL --tasks=arc_easy,my_task [--include_path=DIR]
 
 MODEL: an HF directory, a GGUF file, a run's working directory (its newest checkpoint) or WORKDIR/checkpoints/STEP.
-Tasks: ruler (13 tasks and their mean), ruler/TASK, longppl, position_loss.
+Tasks: ruler (13 tasks and their mean), ruler/TASK, longppl, position_loss, longbench2 (its six scores), helmet (the
+papers' Avg), helmet/CATEGORY, and every task, group and tag of lm-eval.
 Prints a table and writes OUTPUT/results.json, {task: {length: {metric, value, samples, truncated, protocol}}}. The
 same command goes on where it was stopped. On several hosts, start it on each, with one --output that all can write;
 a TPU pod needs no more, elsewhere add --coordinator_address, --num_processes and --process_id.
@@ -84,9 +88,9 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument("--evaluator", help="the model that names longppl's key tokens (default: MODEL itself)")
   parser.add_argument("--ruler_dir", default="material/ruler",
                       help="RULER's package and prompt sets; fetched if not there (default: %(default)s)")
-  parser.add_argument("--helmet_dir", help="a HELMET checkout with its data")
-  parser.add_argument("--data_dir", help="local files of a benchmark's data")
-  parser.add_argument("--include_path", help="a folder of lm-eval task files")
+  parser.add_argument("--helmet_dir", help="a checkout of HELMET with its data, for helmet")
+  parser.add_argument("--data_dir", help="LongBench-v2's data.json or its folder (default: the hub)")
+  parser.add_argument("--include_path", help="a folder with YAML tasks for lm-eval, beside its own")
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16",
                       help="of weights and activations (default: %(default)s)")
   parser.add_argument("--coordinator_address", help="host:port of process 0, for several processes")

@@ -7,11 +7,11 @@ from etils import epath
 
 from policylong import hosts
 from policylong.errors import UserError
-from policylong.evaluation import longppl, position_loss, results, ruler
+from policylong.evaluation import helmet, lm_eval_tasks, longbench2, longppl, position_loss, results, ruler
 from policylong.evaluation.results import Options
 
 # The first one that claims a task runs it.
-BENCHMARKS = (ruler, longppl, position_loss)
+BENCHMARKS = (ruler, longppl, position_loss, longbench2, helmet, lm_eval_tasks)
 
 
 def evaluate(policy, tasks: Sequence[str], options: Options, directory: epath.Path) -> dict:

@@ -1,0 +1,77 @@
+"""Policies whose answers are known by hand, and a tokenizer of single bytes."""
+
+import dataclasses
+import re
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
+
+END = "<|end|>"
+CHAT = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}<|end|>{% endfor %}" \
+       "{% if add_generation_prompt %}[assistant] {% endif %}"
+
+
+def byte_tokenizer(chat_template=CHAT, begin=None) -> PreTrainedTokenizerFast:
+  """A token a byte, then the end token, then a begin token if it is named."""
+  backend = Tokenizer(BPE({letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
+  backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+  backend.decoder = decoders.ByteLevel()
+  backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in (END, begin) if text])
+  return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END, bos_token=begin, chat_template=chat_template,
+                                 clean_up_tokenization_spaces=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+  tokens: np.ndarray
+  text: str
+
+
+class StandIn:
+  """Knows what stands in its window as "the letter is X", and else likes vowels.
+
+  The log-probability of a token is -0.5 for a letter that the context names so, -1 for a vowel and -2 for the rest;
+  it is greedy where all tokens score -1 or more. It writes "The correct answer is (X)", or `says`.
+  """
+
+  name = "stand-in"
+
+  def __init__(self, window=4096, says=None, **tokenizer):
+    self.tokenizer = byte_tokenizer(**tokenizer)
+    self.window = window
+    self.says = says
+    self.asked = []    # (context, continuation) of loglikelihoods, in tokens
+    self.written = []  # (prompt, most new tokens, stop, temperature) of generate
+
+  def loglikelihoods(self, requests, progress=lambda count: None):
+    found = []
+    for context, continuation in requests:
+      assert len(context) >= 1 and len(continuation) >= 1 and len(context) + len(continuation) <= self.window
+      self.asked.append((list(context), list(continuation)))
+      known = self._known(context)
+      scores = [-0.5 if letter == known else -1.0 if letter.lower() in "aeiou" else -2.0
+                for letter in (self.tokenizer.decode([token]) for token in continuation)]
+      found.append((sum(scores), min(scores) >= -1))
+      progress(1)
+    return found
+
+  def generate(self, prompts, most_new_tokens, *, stop=(), temperature=0.0, seed=0, progress=lambda count: None):
+    most = [most_new_tokens] * len(prompts) if isinstance(most_new_tokens, int) else most_new_tokens
+    found = []
+    for prompt, new in zip(prompts, most, strict=True):
+      assert len(prompt) >= 1 and new >= 1 and len(prompt) + new <= self.window
+      self.written.append((list(prompt), new, tuple(stop), temperature))
+      says = self.says(self.tokenizer.decode(prompt)) if self.says else f"The correct answer is ({self._known(prompt)})"
+      tokens = self.tokenizer(says).input_ids[:new]
+      text = self.tokenizer.decode(tokens)
+      for end in stop:
+        text = text.partition(end)[0]
+      found.append(Generation(np.array(tokens, np.int32), text))
+      progress(1)
+    return found
+
+  def _known(self, tokens):
+    named = re.search("the letter is (.)", self.tokenizer.decode(tokens))
+    return named and named[1]

@@ -1,0 +1,40 @@
+"""Two processes score a task together: each asks its share, and the table is that of one."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+from tests.evaluation.command import evaluated
+from tests.evaluation.stand_in import StandIn
+from tests.evaluation.test_lm_eval_tasks import ARC, arc_like
+from tests.evaluation.test_longbench2 import QUESTIONS, write
+from tests.test_hosts import free_address
+
+
+def test_two_processes_share_the_requests_and_make_the_table_of_one(tmp_path, monkeypatch):
+  flags = [f"--include_path={arc_like(tmp_path / 'tasks')}", f"--data_dir={write(tmp_path / 'data.json')}",
+           "--tasks=arc_local,longbench2"]
+  one = evaluated(monkeypatch, StandIn(window=20_000), tmp_path / "one", *flags)
+  (tmp_path / "two").mkdir()
+  (tmp_path / "two" / "stand-in.gguf").touch()
+  address = free_address()
+  environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+  environment |= {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
+  running = [subprocess.Popen(
+      [sys.executable, "-m", "tests.evaluation.stand_in_command", *flags, f"--model={tmp_path}/two/stand-in.gguf",
+       f"--output={tmp_path}/two", f"--coordinator_address={address}", "--num_processes=2", f"--process_id={process}",
+       str(tmp_path / f"asked{process}.json")],
+      cwd=pathlib.Path(__file__).parents[2], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+      for process in range(2)]
+  ended = [process.communicate(timeout=600) for process in running]
+  assert [process.returncode for process in running] == [0, 0], ended
+  assert json.loads((tmp_path / "two" / "results.json").read_text()) == one
+  asked = [set(json.loads((tmp_path / f"asked{process}.json").read_text())) for process in range(2)]
+  # A question's choices are different requests, and each is asked in one of the two processes.
+  requests = sum(len(choices) for _, choices, _ in ARC) + 4 * len(QUESTIONS)
+  assert not asked[0] & asked[1] and len(asked[0] | asked[1]) == requests
+  assert abs(len(asked[0]) - len(asked[1])) <= 2
+  # The table is printed once.
+  assert ["arc_local" in out for out, _ in ended] == [True, False]
