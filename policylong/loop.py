@@ -166,7 +166,8 @@ class _Loop:
     if not written:
       raise UserError(f"{config.method}, round {round_.index}: none of its screening.roots_per_round = "
                       f"{config.screening.roots_per_round} roots gives a sequence, so all "
-                      f"{config.synthesis.sequence_length} tokens are missing: lower screening.min_root_tokens or take longer documents")
+                      f"{config.synthesis.sequence_length} tokens are missing: lower screening.min_root_tokens or "
+                      "take longer documents")
     return {"sequences": written, "epochs": read / written,
             "synthesis": storage.summarise(tables.read(round_.table("sequences")),
                                            screened.positives if screened else ())}
