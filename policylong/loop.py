@@ -26,6 +26,7 @@ from policylong import config as config_lib
 from policylong import hosts, tables
 from policylong.corpus.roots import sample_documents
 from policylong.corpus.store import open_corpus
+from policylong.errors import UserError
 from policylong.evaluation.in_loop import RoundEvaluation
 from policylong.library import CorpusLibrary
 from policylong.mesh import make_mesh
@@ -168,6 +169,11 @@ class _Loop:
     written = write_sequences(self.method.sequences(Inputs(
         config.seed, round_.index, policy_step, config.synthesis.sequence_length, read, config.method_options,
         self.library, screened)), round_.directory)
+    if not written:
+      raise UserError(f"{config.method}, round {round_.index}: none of its screening.roots_per_round = "
+                      f"{config.screening.roots_per_round} roots gives a sequence, so all "
+                      f"{config.synthesis.sequence_length} tokens are missing: lower screening.min_root_tokens or "
+                      "take longer documents")
     return {"sequences": written, "epochs": read / written,
             "synthesis": storage.summarise(tables.read(round_.table("sequences")),
                                            screened.positives if screened else ())}

@@ -7,6 +7,7 @@ import pytest
 
 from policylong import config as config_lib
 from policylong import loop
+from policylong.errors import UserError
 from tests.small_run import make_small_run, small_config
 from tests.test_resume import run_main
 
@@ -66,3 +67,12 @@ def test_a_method_without_policy_is_resumed_like_any_other(folder, tmp_path):
   losses = [[json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
             for name in ("whole", "killed")]
   assert losses[0] == losses[1] and len(losses[0]) == 4
+
+
+def test_a_round_whose_roots_are_all_too_short_is_one_sentence(folder, tmp_path):
+  with pytest.raises(UserError, match=r"^knn, round 1: none of its screening\.roots_per_round = 6 roots .* all 5120 "
+                                      r"tokens .*screening\.min_root_tokens") as caught:
+    run(folder, tmp_path / "run", method="knn", **{"screening.min_root_tokens": 5000, "screening.root_tokens": 5000,
+                                                   "screening.tokens_per_batch": 10_000,
+                                                   "synthesis.sequence_length": 5120})
+  assert "\n" not in str(caught.value)
