@@ -93,6 +93,7 @@ class Programs:
       # One device's rows are nobody else's business: inside shard_map nothing can be spread by the compiler.
       return jax.shard_map(functools.partial(function, **sizes), mesh=self._mesh, in_specs=arguments,
                            out_specs=results, check_vma=False)(*arrays)
+    over_devices.__name__ = function.__name__.removeprefix("_")  # what profiles and compile logs call it
     return jax.jit(over_devices, static_argnames=("prompt_places", "steps"), donate_argnums=donate)
 
   def _decoder(self, params: Params, tokens, positions, attend, cache):

@@ -126,7 +126,7 @@ class _Group:
   def run(self) -> None:
     """To the end of all requests."""
     while self.next < len(self.requests) or (self.owner >= 0).any():
-      if self.next < len(self.requests) and ((self.owner < 0).sum(axis=1) >= self.prompts_each).all():
+      while self.next < len(self.requests) and ((self.owner < 0).sum(axis=1) >= self.prompts_each).all():
         self._admit()
       if (self.owner >= 0).any():
         self._advance()
