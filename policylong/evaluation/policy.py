@@ -232,7 +232,8 @@ def _open_run(directory: epath.Path, step: int | None, mesh: jax.sharding.Mesh) 
   workdir = Workdir(directory)
   where = workdir.directory / "config.json"
   try:
-    base = config_lib.Model(**read_json(where)["model"])
+    held = read_json(where)
+    base, length = config_lib.Model(**held["model"]), int(held["synthesis"]["sequence_length"])
   except (KeyError, TypeError) as error:
     raise UserError(f"{where} does not name the run's base model ({error}): give the working directory of a run"
                     ) from error
@@ -246,6 +247,7 @@ def _open_run(directory: epath.Path, step: int | None, mesh: jax.sharding.Mesh) 
   if step not in steps:
     raise UserError(f"{workdir.checkpoints} has no finished checkpoint {step}; there are {', '.join(map(str, steps))}")
   model = hf.read_model_config(base.path).with_rope(theta=base.rope_theta, yarn_factor=base.yarn_factor)
+  model = model.trained_on(length)
   tokenizer = load_tokenizer(base.path)
   params = checkpoints.restore_params(abstract_params(model, jnp.float32, mesh), step)
   checkpoints.close()

@@ -15,7 +15,8 @@ import tempfile
 import time
 
 from policylong.errors import UserError
-from policylong.evaluation.ruler_package import VERSION, Package
+from policylong.evaluation.ruler_package import Package
+from policylong.material import RULER_VERSION
 from policylong.workdir import new_directory, read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class PromptSets:
 
   def __init__(self, package: Package, tokenizer, directory: pathlib.Path, *, seed: int, count: int):
     self._package, self._tokenizer, self._directory = package, tokenizer, directory
-    self._key = {"seed": seed, "count": count, "version": VERSION, "tokenizer": tokenizer_hash(tokenizer)}
+    self._key = {"seed": seed, "count": count, "version": RULER_VERSION, "tokenizer": tokenizer_hash(tokenizer)}
 
   def path(self, task: str, length: int) -> pathlib.Path:
     """The folder of a set."""

@@ -86,6 +86,10 @@ class ModelConfig:
                                     max_positions=round(original * yarn_factor))
     return changed
 
+  def trained_on(self, sequence_length: int) -> "ModelConfig":
+    """The same model after training on sequences of so many tokens: its `max_positions` is at least that."""
+    return dataclasses.replace(self, max_positions=max(self.max_positions, sequence_length))
+
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
