@@ -125,13 +125,27 @@ def _attend(statistics, query, keys, values, mask):
     m = jnp.maximum(m, statistics[0])
   # Rounded before it is summed, so that the weights that multiply v add up to s exactly.
   p = cast(exp((z - m[..., None]) * scale), values.dtype)
-  s = jnp.sum(p, axis=-1, dtype=jnp.float32)
-  o = _product("bkrt,bkth->bkrh", p, values)
+  s, o = weigh(p, values)
   if statistics is not None:
     shrink = exp((statistics[0] - m) * scale)
     s += shrink * statistics[1]
     o += shrink[..., None] * statistics[2]
   return m, s, o
+
+
+def weigh(p: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """float32 sums [B, K, R] of the rows of weights [B, K, R, C], and their products [B, K, R, H] with the values.
+
+  On CPU the sums are a product with ones, which XLA joins to the other one: its own sum of bfloat16 rows took 1.2 ns
+  a weight of one core, where all else of a pair of blocks takes 1.8.
+  """
+  def joined(p, values):
+    ones = jnp.ones((*values.shape[:-1], 16), values.dtype)
+    return _product("bkrt,bkth->bkrh", p, ones)[..., 0], _product("bkrt,bkth->bkrh", p, values)
+
+  def apart(p, values):
+    return jnp.sum(p, axis=-1, dtype=jnp.float32), _product("bkrt,bkth->bkrh", p, values)
+  return lax.platform_dependent(p, values, cpu=joined, default=apart)
 
 
 def _pair_gradient(rows, key, value, mask):

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from policylong import mesh as meshes
 from policylong.attention.api import IMPLEMENTATIONS
+from policylong.attention.blockwise import weigh
 from policylong.attention.masks import Order, Tokens
 from policylong.elementwise import cast, exp
 
@@ -54,6 +55,5 @@ def token_attention(q: Float[Array, "B N H"], k: Float[Array, "B K T H"], v: Flo
   z = jnp.where(visible[:, None, None], z * H ** -0.5, _LOWEST)
   # Rounded before it is summed, so that the weights that multiply v add up to s exactly.
   p = cast(exp(z - jnp.max(z, axis=-1, keepdims=True)), v.dtype)
-  s = jnp.sum(p, axis=-1, keepdims=True, dtype=jnp.float32)
-  o = jnp.einsum("bkgt,bkth->bkgh", p, v, preferred_element_type=jnp.float32, precision=precision)
-  return cast(o / s, q.dtype).reshape(B, N, H)
+  s, o = weigh(p, v)
+  return cast(o / s[..., None], q.dtype).reshape(B, N, H)
