@@ -37,7 +37,7 @@ from policylong.screening.texts import ChunkTokens
 from policylong.synthesis import storage
 from policylong.synthesis.policylong import synthesize
 from policylong.synthesis.storage import sequence_paths, write_sequences
-from policylong.training.train import Trainer
+from policylong.training.train import Sequences, Trainer
 from policylong.workdir import Round, Workdir, read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,9 @@ class _Loop:
     self.model = hf.read_model_config(config.model.path).with_rope(
         theta=config.model.rope_theta, yarn_factor=config.model.yarn_factor)
     self.tokenizer = load_tokenizer(config.model.path)
-    self.trainer = Trainer(config, self.model, self.mesh, workdir)
+    length = config.synthesis.sequence_length
+    self.trainer = Trainer(config.training, self.model, self.mesh, workdir, rounds=config.rounds, seed=config.seed,
+                           sequences=Sequences(length, packed=False, document_length=length))
     self.corpus = open_corpus(config.corpus)
     hosts.barrier("corpus")  # which each host may have built for itself
     if hosts.is_first():

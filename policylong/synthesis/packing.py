@@ -1,0 +1,53 @@
+"""Several conversations a sequence, each whole; none sees another.
+
+A packed sequence is int32[3, L]: token ids; the conversation that each token belongs to, 1, 2, ... and 0 for what
+fills the end up; and 1 where the token is to be learnt.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+# Sequences that are filled at the same time.
+OPEN = 64
+
+
+def pack(examples: Iterable[tuple[np.ndarray, np.ndarray]], length: int) -> Iterator[np.ndarray]:
+  """Packs examples in their order: each into the fullest open sequence that has room for it.
+
+  Where none has, a new one is begun, and of more than OPEN the fullest is given out.
+
+  Args:
+    examples: (token ids int32[T], which are learnt bool[T]) with T <= length.
+    length: L.
+
+  Yields:
+    int32[3, L], see above.
+  """
+  rows: list[_Row] = []
+  for tokens, learnt in examples:
+    fitting = [row for row in rows if row.used + len(tokens) <= length]
+    if not fitting:
+      rows.append(_Row(length))
+      fitting = rows[-1:]
+    max(fitting, key=lambda row: row.used).add(tokens, learnt)
+    if len(rows) > OPEN:
+      fullest = max(rows, key=lambda row: row.used)
+      rows = [row for row in rows if row is not fullest]
+      yield fullest.content
+  for row in rows:
+    yield row.content
+
+
+class _Row:
+  """A sequence that is being filled."""
+
+  def __init__(self, length: int):
+    self.content = np.zeros((3, length), np.int32)
+    self.used = self._count = 0
+
+  def add(self, tokens: np.ndarray, learnt: np.ndarray) -> None:
+    self._count += 1
+    place = slice(self.used, self.used + len(tokens))
+    self.content[:, place] = tokens, np.full(len(tokens), self._count), learnt
+    self.used += len(tokens)
