@@ -1,7 +1,7 @@
 """A model in any form that it is kept in: HF directory, GGUF file, Orbax directory, or a run's checkpoint.
 
-A run is told from an HF directory by its checkpoints/ folder; it is only read, so it may be a running one. What its
-checkpoints are weights of stands in its model/ folder, or else follows from the model that its config.json names.
+A run is known by its checkpoints/ folder; it is only read, so it may be a running one. What its checkpoints are
+weights of stands in its model/ folder, or else follows from the model that its config.json names.
 """
 
 import dataclasses
@@ -77,7 +77,9 @@ def open_orbax(path: str | os.PathLike) -> StoredModel:
 def is_run(path: str | os.PathLike) -> bool:
   """Whether it is a run's working directory or one of its checkpoints."""
   path = pathlib.Path(path)
-  return (path / "checkpoints").is_dir() or (path.parent.name == "checkpoints" and path.name.isdigit())
+  if path.name.isdigit() and path.parent.name == "checkpoints":
+    return path.parent.is_dir()
+  return (path / "checkpoints").is_dir() and not (path / "tokenizer.json").exists()
 
 
 def open_run(path: str | os.PathLike) -> StoredModel:
@@ -138,6 +140,6 @@ def _restore(folder: pathlib.Path, config: ModelConfig, dtype: jnp.dtype | None,
       found = checkpointer.restore(folder, args=ocp.args.PyTreeRestore(
           item, ocp.checkpoint_utils.construct_restore_args(item), partial_restore=of_state))
     except (OSError, ValueError, KeyError, TypeError) as error:
-      raise UserError(f"{folder} cannot be read as the Orbax checkpoint of the model in {_MODEL} "
+      raise UserError(f"{folder} cannot be read as an Orbax checkpoint of its {config.family} model "
                       f"({(str(error) or repr(error)).splitlines()[0]})") from error
   return found["params"] if of_state else found

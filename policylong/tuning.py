@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from policylong import config as config_lib
 from policylong import hosts
-from policylong.corpus.conversations import Messages, read_conversations
+from policylong.corpus.conversations import Conversation, Messages, read_conversations
 from policylong.corpus.sources import find_files
 from policylong.errors import UserError
 from policylong.mesh import make_mesh
@@ -185,7 +185,7 @@ class _Preparation:
       self._counts["conversations_cut_into_answers"] += 1
     return kept
 
-  def _read(self, what: str):
+  def _read(self, what: str) -> Iterator[Conversation]:
     """The conversations of all files, with a bar."""
     total = sum(path.stat().st_size for path in self._files)
     with tqdm(total=total, unit="B", unit_scale=True, dynamic_ncols=True, desc=what) as bar:

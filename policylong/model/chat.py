@@ -78,6 +78,8 @@ class Chat:
     Raises:
       NotRendered: the template refuses it or does not show where an answer begins.
     """
+    if messages[0]["role"] == "assistant":
+      raise NotRendered("begins with an answer")  # to what, no template can tell
     whole = self.render(messages)
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     spans, texts = [], []

@@ -62,6 +62,15 @@ class Trainer:
                workdir: Workdir, *, sequences: Sequences, rounds: int, seed: int):
     """Opens the checkpoints; allocates nothing on the devices.
 
+    Args:
+      training: the recipe of a round.
+      model_config: what is trained.
+      mesh: on what.
+      workdir: where checkpoints and metrics go.
+      sequences: what every round's are.
+      rounds: how many there are.
+      seed: of the order of the sequences.
+
     Raises:
       UserError: the mesh does not divide a dimension of the model or of the batch.
     """
