@@ -25,6 +25,7 @@ setup(
         "grain==0.2.18",
         "jax==0.12.0.1",
         "jaxtyping==0.3.11",
+        "jinja2==3.1.6",
         "ml_collections==1.1.0",
         "numpy==2.5.5",
         "optax==0.2.8",

@@ -179,14 +179,12 @@ class Synthesis:
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
-  """The recipe; algorithm.md's table of the design gives the published values."""
-  steps_per_round: int
+class Recipe:
+  """How a step is made, whatever it is made of; algorithm.md's table of the design gives the published values."""
   batch_size: int
   accumulation: int
   peak_learning_rate: float
   warmup_fraction: float
-  schedule: str
   adam_b1: float
   adam_b2: float
   weight_decay: float
@@ -198,13 +196,11 @@ class Training:
   keep_checkpoints: int
 
   def __post_init__(self):
-    for name in ("steps_per_round", "batch_size", "accumulation", "checkpoint_every"):
+    for name in ("batch_size", "accumulation", "checkpoint_every", "keep_checkpoints"):
       _at_least(f"training.{name}", getattr(self, name), 1)
-    _at_least("training.keep_checkpoints", self.keep_checkpoints, 1)
     if self.batch_size % self.accumulation:
       raise ConfigError(f"training.batch_size is {self.batch_size}, not divisible by "
                         f"training.accumulation = {self.accumulation}")
-    _one_of("training.schedule", self.schedule, ("run", "round"))
     _one_of("training.compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
     _one_of("training.remat", self.remat, ("none", "all_but_products", "all_but_attention", "full"))
     _one_of("training.context_attention", self.context_attention, ("gather", "ring"))
@@ -237,6 +233,41 @@ class Eval:
     for task in self.tasks:
       if task in ("longppl", "position_loss") and not self.documents.path:
         raise ConfigError(f"eval.tasks has {task}, and eval.documents.path is empty: name held-out text")
+
+
+@dataclasses.dataclass(frozen=True)
+class Training(Recipe):
+  """Training in rounds."""
+  steps_per_round: int
+  schedule: str
+
+  def __post_init__(self):
+    _at_least("training.steps_per_round", self.steps_per_round, 1)
+    _one_of("training.schedule", self.schedule, ("run", "round"))
+    super().__post_init__()
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning(Recipe):
+  """Fine-tuning: so many steps, or so many passes over the data."""
+  steps: int | None
+  epochs: float | None
+
+  def __post_init__(self):
+    if (self.steps is None) == (self.epochs is None):
+      raise ConfigError(f"training.steps is {self.steps} and training.epochs is {self.epochs}: set exactly one of "
+                        "them, the other to None")
+    if self.steps is not None:
+      _at_least("training.steps", self.steps, 1)
+    elif not (self.epochs > 0 and math.isfinite(self.epochs)):
+      raise ConfigError(f"training.epochs is {self.epochs}; it must be above 0")
+    super().__post_init__()
+
+  def as_training(self, sequences: int) -> Training:
+    """One round of training on so many sequences."""
+    steps = self.steps or max(1, round(self.epochs * sequences / self.batch_size))
+    shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(Recipe)}
+    return Training(**shared, steps_per_round=steps, schedule="run")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,32 +337,72 @@ class Config:
     if length <= root:
       raise ConfigError(f"synthesis.sequence_length is {length}: it must be more than "
                         f"screening.root_tokens = {root}, to leave room for contexts")
-    context = self.mesh.context
-    if context > 1 and length % (2 * context):
-      raise ConfigError(f"synthesis.sequence_length is {length}, not divisible by {2 * context}: at mesh.context = "
-                        f"{context} each device takes two equal chunks of it")
-    if context == 1 and self.training.context_attention == "ring":
-      raise ConfigError("training.context_attention is 'ring' but mesh.context is 1: use 'gather', or a mesh.context "
-                        "of 2 or more")
-    rows = self.mesh.data * self.mesh.fsdp
-    micro = self.training.batch_size // self.training.accumulation
-    if rows > 0 and micro % rows:
-      raise ConfigError(f"training.batch_size / accumulation is {micro} sequences, not divisible by "
-                        f"mesh.data * mesh.fsdp = {rows}")
+    _check_layout("synthesis.sequence_length", length, self.training, self.mesh)
 
 
-def parse(values) -> Config:
-  """A ConfigDict (or nested dict) as a Config.
+@dataclasses.dataclass(frozen=True)
+class StartModel:
+  """What is fine-tuned: an HF directory, a GGUF file, a run's working directory or one of its checkpoints."""
+  path: str
+  sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversations:
+  """What it is fine-tuned on: chat JSONL, packed into sequences."""
+  path: str
+  sequence_length: int
+  loss_on: str
+  held_out: float
+
+  def __post_init__(self):
+    _at_least("data.sequence_length", self.sequence_length, 2)
+    _one_of("data.loss_on", self.loss_on, ("answers", "everything"))
+    _between("data.held_out", self.held_out, 0.0, 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTuning:
+  """One run of supervised fine-tuning."""
+  seed: int
+  model: StartModel
+  data: Conversations
+  training: Tuning
+  mesh: Mesh
+
+  def __post_init__(self):
+    _at_least("seed", self.seed, 0)
+    _check_layout("data.sequence_length", self.data.sequence_length, self.training, self.mesh)
+
+
+def _check_layout(name: str, length: int, training: Recipe, mesh: Mesh) -> None:
+  """Whether a step's sequences, each of the length that the field `name` says, can lie on the mesh."""
+  context = mesh.context
+  if context > 1 and length % (2 * context):
+    raise ConfigError(f"{name} is {length}, not divisible by {2 * context}: at mesh.context = {context} each device "
+                      "takes two equal chunks of it")
+  if context == 1 and training.context_attention == "ring":
+    raise ConfigError("training.context_attention is 'ring' but mesh.context is 1: use 'gather', or a mesh.context "
+                      "of 2 or more")
+  rows = mesh.data * mesh.fsdp
+  micro = training.batch_size // training.accumulation
+  if rows > 0 and micro % rows:
+    raise ConfigError(f"training.batch_size / accumulation is {micro} sequences, not divisible by "
+                      f"mesh.data * mesh.fsdp = {rows}")
+
+
+def parse[Kind](values, kind: type[Kind] = Config) -> Kind:
+  """A ConfigDict (or nested dict) as a Config, or as a FineTuning.
 
   Raises:
     ConfigError: a field is missing, unknown, of the wrong type, or contradicts another.
   """
   if hasattr(values, "to_dict"):
     values = values.to_dict()
-  return _build(Config, values, "")
+  return _build(kind, values, "")
 
 
-def to_json(config: Config) -> str:
+def to_json(config: Config | FineTuning) -> str:
   """The exact config as JSON with sorted keys: what a working directory remembers."""
   return json.dumps(dataclasses.asdict(config), indent=2, sort_keys=True) + "\n"
 

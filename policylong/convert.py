@@ -1,15 +1,14 @@
-"""Converts checkpoints: an HF directory or GGUF file to an Orbax directory, and an Orbax directory to HF.
+"""Converts checkpoints: an HF directory or GGUF file to an Orbax directory, and an Orbax directory or a run to HF.
 
   python -m policylong.convert hf-to-orbax --model=DIR_OR_GGUF --output=DIR
   python -m policylong.convert orbax-to-hf --model=DIR --output=DIR
 
 An Orbax directory holds params/ (Orbax), model.json (what the model is) and tokenizer/: all that the way back
-needs. What was written is read again, and its logits on a fixed text are compared with the source's.
+needs. Of a run's working directory the newest checkpoint is taken, or name one: WORKDIR/checkpoints/STEP. What
+was written is read again, and its logits on a fixed text are compared with the source's.
 """
 
 import argparse
-import dataclasses
-import json
 import pathlib
 
 import jax
@@ -17,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from policylong import stored
 from policylong.errors import UserError, run_command
-from policylong.model import hf, qwen, rope, tokenizer
+from policylong.model import hf, qwen, tokenizer
 from policylong.workdir import new_directory
 
 TEXT = ("The survey of 1923 counted 412 houses, three mills and one bridge. By the next spring the bridge was gone, "
@@ -35,40 +35,17 @@ def save_orbax(params: qwen.Params, config: qwen.ModelConfig, tokenizer_, direct
   with new_directory(directory) as temporary:
     with ocp.StandardCheckpointer() as checkpointer:
       checkpointer.save(temporary / "params", params)
-    tokenizer_.save_pretrained(temporary / "tokenizer")
-    (temporary / "model.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    stored.describe(config, tokenizer_, temporary)
 
 
 def load_orbax(directory: pathlib.Path, mesh: jax.sharding.Mesh | None = None):
-  """The parameters (in the dtype that they were stored in), ModelConfig and tokenizer of `save_orbax`.
+  """The parameters (in the dtype that they were stored in), ModelConfig and tokenizer of `save_orbax` or of a run.
 
   Raises:
     UserError: the directory is not one of these, or is damaged.
   """
-  directory = pathlib.Path(directory).absolute()
-  config = _read_config(directory / "model.json")
-  with ocp.StandardCheckpointer() as checkpointer:
-    try:
-      stored = checkpointer.metadata(directory / "params").item_metadata
-      dtype = stored["embedding"].dtype
-      abstract = qwen.abstract_params(config, dtype, mesh)
-      if mesh is None:
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=device), abstract)
-      params = checkpointer.restore(directory / "params", abstract)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-      raise UserError(f"{directory / 'params'} cannot be read as the Orbax checkpoint of the model in model.json "
-                      f"({str(error).splitlines()[0]})") from error
-  return params, config, tokenizer.load_tokenizer(directory / "tokenizer")
-
-
-def _read_config(path: pathlib.Path) -> qwen.ModelConfig:
-  try:
-    values = json.loads(path.read_text())
-    yarn = values.pop("yarn")
-    return qwen.ModelConfig(**values, yarn=None if yarn is None else rope.Yarn(**yarn))
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-    raise UserError(f"{path} cannot be read ({error}): give a directory made by hf-to-orbax") from error
+  model = stored.open_run(directory) if stored.is_run(directory) else stored.open_orbax(directory)
+  return model.load(None, mesh), model.config, model.tokenizer
 
 
 def logits(params: qwen.Params, config: qwen.ModelConfig, tokenizer_) -> np.ndarray:
@@ -115,7 +92,8 @@ def main() -> None:
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("direction", choices=("hf-to-orbax", "orbax-to-hf"))
   parser.add_argument("--model", type=pathlib.Path, required=True,
-                      help="what to convert: an HF directory or GGUF file, or an Orbax directory")
+                      help="what to convert: an HF directory or GGUF file; an Orbax directory, a run's working "
+                           "directory or one of its checkpoints")
   parser.add_argument("--output", type=pathlib.Path, required=True, help="a directory that does not exist yet")
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                       help="of the written weights (default: float32, which holds any source exactly)")

@@ -46,7 +46,7 @@ from policylong.synthesis import storage
 from policylong.synthesis.method import Inputs, Screened
 from policylong.synthesis.methods import METHODS
 from policylong.synthesis.storage import sequence_paths, write_sequences
-from policylong.training.train import Trainer
+from policylong.training.train import Sequences, Trainer
 from policylong.workdir import Round, Workdir, read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,9 @@ class _Loop:
         theta=config.model.rope_theta, yarn_factor=config.model.yarn_factor)
     self.evaluation = RoundEvaluation(config, self.model, workdir)
     self.tokenizer = load_tokenizer(config.model.path)
-    self.trainer = Trainer(config, self.model, self.mesh, workdir)
+    length = config.synthesis.sequence_length
+    self.trainer = Trainer(config.training, self.model, self.mesh, workdir, rounds=config.rounds, seed=config.seed,
+                           sequences=Sequences(length, packed=False, document_length=length))
     self.corpus = open_corpus(config.corpus)
     hosts.barrier("corpus")  # which each host may have built for itself
     if hosts.is_first():

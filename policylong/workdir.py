@@ -12,6 +12,15 @@ The only module that knows the folder layout:
   rounds/<r>/evaluation/         results.json of the policy after the round, and its answers; r = 0: of the base model
   final.json                     the last policy's view of the last round; written when the run is done
   metrics.jsonl, tensorboard/, report/index.html
+
+and of a fine-tuning's:
+
+  config.json, checkpoints/, metrics.jsonl, tensorboard/   as above
+  model/                         what the checkpoints are weights of: model.json, tokenizer/
+  sequences/                     array_record: the packed conversations; held_out/: those that are not trained on
+  sequences/DONE.json            counts; written last
+  held_out.json                  the loss before the first step
+  final.json                     the loss before and after; written when the run is done
 """
 
 import contextlib
@@ -140,12 +149,17 @@ class Workdir:
     self.corpus_json = self.directory / "corpus.json"
     self.final_json = self.directory / "final.json"
     self.page = self.directory / "report" / "index.html"
+    self.model = self.directory / "model"
+    self.sequences = self.directory / "sequences"
+    self.held_out_sequences = self.sequences / "held_out"
+    self.sequences_json = self.sequences / "DONE.json"
+    self.held_out_json = self.directory / "held_out.json"
 
   def round(self, index: int) -> Round:
     """The folder of round `index`, counted from 1; 0 has the base model's evaluation only."""
     return Round(self.directory / "rounds" / str(index), index)
 
-  def claim(self, config: config_lib.Config, first: bool = True) -> None:
+  def claim(self, config: config_lib.Config | config_lib.FineTuning, first: bool = True) -> None:
     """Makes the folder this config's own, or checks that it already is.
 
     Args:

@@ -76,13 +76,26 @@ def source_files(source: config_lib.Source) -> list[pathlib.Path]:
 
 
 def _files(source) -> list[tuple[pathlib.Path, str]]:
-  """(path, name below the folder of the source) of each file, sorted by name."""
-  field = f"corpus.sources: {source.name}.path is {source.path}"
-  path = os.path.expanduser(source.path)
+  return find_files(source.path, source.kind, f"corpus.sources: {source.name}.path")
+
+
+def find_files(where: str, kind: str, field: str) -> list[tuple[pathlib.Path, str]]:
+  """(path, name below the folder that was asked for) of each file, sorted by name.
+
+  Args:
+    where: a file, a glob, or (of kind text) a folder.
+    kind: as of a source.
+    field: the config field that says so, for the sentence.
+
+  Raises:
+    UserError: nothing is there.
+  """
+  field = f"{field} is {where}"
+  path = os.path.expanduser(where)
   if os.path.isdir(path):
-    if source.kind != "text":
-      raise UserError(f"{field}, a folder; kind {source.kind} wants a file or a glob such as "
-                      f"{os.path.join(path, '*.' + source.kind)}")
+    if kind != "text":
+      raise UserError(f"{field}, a folder; kind {kind} wants a file or a glob such as "
+                      f"{os.path.join(path, '*.' + kind)}")
     root, found = path, glob.glob(os.path.join(glob.escape(path), "**", "*.txt"), recursive=True)
     if not found:
       raise UserError(f"{field}, a folder without any .txt file")
@@ -127,23 +140,35 @@ def _reading(source, place, size, own_id, fallback, text) -> Reading:
 def _read_jsonl(source):
   files = _files(source)
   for path, name in files:
-    for number, (line, size) in enumerate(_lines(path), start=1):
-      if not line.strip():
-        continue
+    for number, size, value in read_objects(path):
       place = f"{name}:{number}"
-      try:
-        value = json.loads(line.decode())
-      except UnicodeDecodeError:
-        yield Reading(place, size, None, INVALID_UTF8)
-        continue
-      except (ValueError, RecursionError):
-        yield Reading(place, size, None, NOT_JSON)
-        continue
-      if not isinstance(value, dict):
-        yield Reading(place, size, None, NOT_AN_OBJECT)
+      if isinstance(value, str):
+        yield Reading(place, size, None, value)
         continue
       fallback = f"line-{number}" if len(files) == 1 else f"{name}:line-{number}"
       yield _reading(source, place, size, value.get(source.id_field), fallback, value.get(source.text_field))
+
+
+def read_objects(path: pathlib.Path) -> Iterator[tuple[int, int, dict | str]]:
+  """(line number from 1, bytes of the file that it took, the object or why it is none) of each line of a JSONL file.
+
+  Blank lines are left out. The file may be gzipped.
+
+  Raises:
+    UserError: it may not be read, or is no whole gzip file.
+  """
+  for number, (line, size) in enumerate(_lines(path), start=1):
+    if not line.strip():
+      continue
+    try:
+      value = json.loads(line.decode())
+    except UnicodeDecodeError:
+      value = INVALID_UTF8
+    except (ValueError, RecursionError):
+      value = NOT_JSON
+    else:
+      value = value if isinstance(value, dict) else NOT_AN_OBJECT
+    yield number, size, value
 
 
 def _lines(path) -> Iterator[tuple[bytes, int]]:

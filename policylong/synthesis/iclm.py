@@ -14,7 +14,7 @@ import numpy as np
 
 from policylong.records import LongSequence
 from policylong.synthesis.method import Inputs
-from policylong.synthesis.packing import concatenated, document
+from policylong.synthesis.pieces import concatenated, document
 
 _NEIGHBOURS = 10
 

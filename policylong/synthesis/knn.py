@@ -12,7 +12,7 @@ from policylong.errors import UserError
 from policylong.records import LongSequence
 from policylong.synthesis.assembly import document_of
 from policylong.synthesis.method import Inputs
-from policylong.synthesis.packing import Piece, document, sequence, size
+from policylong.synthesis.pieces import Piece, document, sequence, size
 
 # Chunks asked for at first; four times as many each time they are not enough.
 _FIRST = 32

@@ -25,7 +25,7 @@ from policylong.randomness import generator
 from policylong.records import LongSequence
 from policylong.synthesis.assembly import document_of
 from policylong.synthesis.method import Inputs, Library
-from policylong.synthesis.packing import Piece, sequence, size
+from policylong.synthesis.pieces import Piece, sequence, size
 
 
 def negatives_per_meta_chunk(length: int, characters: int, tokens: int, meta_chunks: int, chunk_chars: int) -> int:

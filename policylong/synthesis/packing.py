@@ -1,117 +1,53 @@
-"""Documents one behind the other: what the methods share that keep no blocks.
+"""Several conversations a sequence, each whole; none sees another.
 
-A document is a span of role "root" that serves itself, so the places where `doc_id` changes are the document
-boundaries that masked attention needs. The separator behind a document belongs to its span.
+A packed sequence is int32[3, L]: token ids; the conversation that each token belongs to, 1, 2, ... and 0 for what
+fills the end up; and 1 where the token is to be learnt.
 """
 
-import dataclasses
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from policylong.errors import UserError
-from policylong.records import LongSequence, Span
-from policylong.synthesis.method import Library
+# Sequences that are filled at the same time.
+OPEN = 64
 
 
-@dataclasses.dataclass(frozen=True)
-class Piece:
-  """Tokens int32[n] of a sequence; the other fields are those of its `Span`."""
-  tokens: np.ndarray
-  doc_id: str
-  role: str = "root"
-  chunk_id: str = ""
-  rank: int = -1
+def pack(examples: Iterable[tuple[np.ndarray, np.ndarray]], length: int) -> Iterator[np.ndarray]:
+  """Packs examples in their order: each into the fullest open sequence that has room for it.
 
-
-def size(pieces: Iterable[Piece]) -> int:
-  """Tokens of all pieces."""
-  return sum(len(piece.tokens) for piece in pieces)
-
-
-def document(library: Library, doc_id: str, rank: int = -1) -> Piece:
-  """A whole document with the separator behind it."""
-  return Piece(np.concatenate([library.document_tokens(doc_id), library.separator]), doc_id, rank=rank)
-
-
-def sequence(pieces: Sequence[Piece], length: int, policy_step: int) -> LongSequence:
-  """The first `length` tokens of the pieces: the last one that fits in is cut, those behind it are dropped."""
-  tokens: list[np.ndarray] = []
-  spans: list[Span] = []
-  position = 0
-  for piece in pieces:
-    part = piece.tokens[:length - position]
-    if len(part):
-      tokens.append(part)
-      spans.append(Span(position, position + len(part), piece.role, piece.doc_id, piece.chunk_id, -1, float("nan"),
-                        piece.rank, policy_step))
-      position += len(part)
-  assert position == length, f"a sequence of {position} tokens instead of {length}"
-  return LongSequence(np.concatenate(tokens).astype(np.int32), tuple(spans))
-
-
-class Shelf:
-  """Pieces to take from the front: whole, or in part, and then the rest is the front."""
-
-  def __init__(self, pieces: Iterable[Piece]):
-    self._pieces = iter(pieces)
-    self._front: Piece | None = None
-    self.taken = 0  # tokens, for messages
-
-  def next(self, most: int) -> Piece | None:
-    """The front piece, at most so many tokens of it; None if there is none."""
-    piece = self._front or next(self._pieces, None)
-    if piece is None:
-      return None
-    head, rest = piece.tokens[:most], piece.tokens[most:]
-    self._front = dataclasses.replace(piece, tokens=rest) if len(rest) else None
-    self.taken += len(head)
-    return dataclasses.replace(piece, tokens=head)
-
-  def peek(self) -> Piece | None:
-    """The front piece, which stays; None if there is none."""
-    self._front = self._front or next(self._pieces, None)
-    return self._front
-
-
-def fill(shelf: Shelf, length: int) -> list[Piece] | None:
-  """The front pieces that are `length` tokens, the last one cut; None if the shelf holds less."""
-  pieces: list[Piece] = []
-  room = length
-  while room:
-    piece = shelf.next(room)
-    if piece is None:
-      return None
-    pieces.append(piece)
-    room -= len(piece.tokens)
-  return pieces
-
-
-def concatenated(pieces: Iterable[Piece], length: int, policy_step: int, *, what: str) -> Iterator[LongSequence]:
-  """Cuts the row of all pieces every `length` tokens; what is left at the end is dropped.
+  Where none has, a new one is begun, and of more than OPEN the fullest is given out.
 
   Args:
-    what: whose documents they are, for the message.
+    examples: (token ids int32[T], which are learnt bool[T]) with T <= length.
+    length: L.
 
-  Raises:
-    UserError: they do not fill a single sequence.
+  Yields:
+    int32[3, L], see above.
   """
-  shelf, made = Shelf(pieces), False
-  while (parts := fill(shelf, length)) is not None:
-    yield sequence(parts, length, policy_step)
-    made = True
-  if not made:
-    raise too_short(what, shelf.taken, length)
+  rows: list[_Row] = []
+  for tokens, learnt in examples:
+    fitting = [row for row in rows if row.used + len(tokens) <= length]
+    if not fitting:
+      rows.append(_Row(length))
+      fitting = rows[-1:]
+    max(fitting, key=lambda row: row.used).add(tokens, learnt)
+    if len(rows) > OPEN:
+      fullest = max(rows, key=lambda row: row.used)
+      rows = [row for row in rows if row is not fullest]
+      yield fullest.content
+  for row in rows:
+    yield row.content
 
 
-def too_short(what: str, tokens: int, length: int) -> UserError:
-  """The sentence for a corpus that does not fill one sequence."""
-  return UserError(f"{what} hold {tokens} tokens, and {length - tokens} of the {length} of a sequence are missing: "
-                   "make synthesis.sequence_length or rounds smaller or add documents")
+class _Row:
+  """A sequence that is being filled."""
 
+  def __init__(self, length: int):
+    self.content = np.zeros((3, length), np.int32)
+    self.used = self._count = 0
 
-def due(number: int, share: float) -> bool:
-  """Whether the `number`-th of a row (from 0) is of the kind that has `share` of it, spread as evenly as can be."""
-  # A share such as 0.6 is a little below or above itself, and a product of whole value must not fall short of it.
-  return math.floor((number + 1) * share + 1e-9) > math.floor(number * share + 1e-9)
+  def add(self, tokens: np.ndarray, learnt: np.ndarray) -> None:
+    self._count += 1
+    place = slice(self.used, self.used + len(tokens))
+    self.content[:, place] = tokens, np.full(len(tokens), self._count), learnt
+    self.used += len(tokens)

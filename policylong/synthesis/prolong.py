@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from policylong.errors import UserError
 from policylong.records import LongSequence
 from policylong.synthesis.method import Inputs
-from policylong.synthesis.packing import Piece, Shelf, document, due, fill, sequence
+from policylong.synthesis.pieces import Piece, Shelf, document, due, fill, sequence
 
 
 def sequences(inputs: Inputs) -> Iterator[LongSequence]:

@@ -19,7 +19,7 @@ from policylong.errors import UserError
 from policylong.records import LongSequence
 from policylong.synthesis.keywords import rake
 from policylong.synthesis.method import Inputs
-from policylong.synthesis.packing import Shelf, document, fill, sequence
+from policylong.synthesis.pieces import Shelf, document, fill, sequence
 
 
 def sequences(inputs: Inputs) -> Iterator[LongSequence]:

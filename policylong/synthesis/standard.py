@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from policylong.records import LongSequence
 from policylong.synthesis.method import Inputs
-from policylong.synthesis.packing import concatenated, document
+from policylong.synthesis.pieces import concatenated, document
 
 
 def sequences(inputs: Inputs) -> Iterator[LongSequence]:

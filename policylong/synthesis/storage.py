@@ -4,13 +4,15 @@
   sequences.parquet                       one row a span: `sequence` (which record), then the fields of
                                           `records.Span`; written last
 
-Both are the same bytes for the same sequences: array_record writes no clock and no path, and records
+Packed sequences (`packing.py`) lie in such files too: a record is then 3 L numbers.
+
+All are the same bytes for the same sequences: array_record writes no clock and no path, and records
 are not compressed, so the bytes do not hang on a compressor's version either.
 """
 
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -38,30 +40,48 @@ def write_sequences(sequences: Iterable[LongSequence], directory: epath.PathLike
     OSError: the disk is full, or the folder cannot be written.
   """
   directory = epath.Path(directory)
-  folder, table_path = directory / "sequences", directory / "sequences.parquet"
+  table_path = directory / "sequences.parquet"
   table_path.unlink(missing_ok=True)
+  spans: list[Span] = []
+  numbers: list[int] = []
+
+  def noted() -> Iterator[np.ndarray]:
+    for count, sequence in enumerate(sequences):
+      yield sequence.tokens
+      spans.extend(sequence.spans)
+      numbers.extend([count] * len(sequence.spans))
+
+  count = write_records(noted(), directory / "sequences")
+  table = tables.from_records(Span, spans)
+  tables.write(table_path, table.add_column(0, "sequence", pa.array(numbers, pa.int64())))
+  return count
+
+
+def write_records(arrays: Iterable[np.ndarray], folder: epath.PathLike) -> int:
+  """Writes each array's numbers as a record of part-00000.array_record, ... in `folder`; returns how many there were.
+
+  Files of an earlier attempt are removed first. Each file appears whole or not at all.
+
+  Raises:
+    OSError: the disk is full, or the folder cannot be written.
+  """
+  folder = epath.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   for path in folder.glob("*part-*"):
     path.unlink()
   shard = None
-  spans: list[Span] = []
-  numbers: list[int] = []
   count = files = 0
-  for sequence in sequences:
+  for array in arrays:
     if shard is None:
       shard = _Shard(folder / f"part-{files:05d}.array_record")
       files += 1
-    shard.write(sequence.tokens)
-    spans += sequence.spans
-    numbers += [count] * len(sequence.spans)
+    shard.write(array)
     count += 1
     if shard.size >= SHARD_BYTES:
       shard.close()
       shard = None
   if shard is not None:
     shard.close()
-  table = tables.from_records(Span, spans)
-  tables.write(table_path, table.add_column(0, "sequence", pa.array(numbers, pa.int64())))
   return count
 
 
@@ -71,7 +91,7 @@ def sequence_paths(folder: epath.PathLike) -> list[epath.Path]:
 
 
 def read_tokens(paths: epath.PathLike | Sequence[epath.PathLike]) -> np.ndarray:
-  """int32[sequences, L]: every sequence of one or several array_record files.
+  """int32[sequences, L]: every sequence of one or several array_record files (of packed ones int32[sequences, 3 L]).
 
   Raises:
     UserError: a file is missing or damaged.
@@ -135,8 +155,8 @@ class _Shard:
     self._path, self._temporary, self.size = path, path.with_name(f".{path.name}.tmp"), 0
     self._writer = self._try(array_record_module.ArrayRecordWriter, os.fspath(self._temporary), _OPTIONS)
 
-  def write(self, tokens: np.ndarray) -> None:
-    data = tokens.astype("<i4").tobytes()
+  def write(self, numbers: np.ndarray) -> None:
+    data = numbers.astype("<i4").tobytes()
     self._try(self._writer.write, data)
     self.size += len(data)
 

@@ -18,7 +18,7 @@ import numpy as np
 from policylong.randomness import generator
 from policylong.records import LongSequence
 from policylong.synthesis.method import Inputs, Library
-from policylong.synthesis.packing import Piece, Shelf, document, due, fill, sequence, too_short
+from policylong.synthesis.pieces import Piece, Shelf, document, due, fill, sequence, too_short
 
 
 def sequences(inputs: Inputs) -> Iterator[LongSequence]:

@@ -1,11 +1,13 @@
 """Batches of long sequences from array_record files, by Grain, with a position that a checkpoint can hold.
 
-A record is the L token ids of one sequence as little-endian int32, nothing else. The order is a
-shuffle seeded by (run, round), reshuffled each time the sequences are used up.
+A record is the L token ids of one sequence as little-endian int32, nothing else; or, of a packed one, three
+such rows (see `make_packed_batch`). The order is a shuffle seeded by (run, round), reshuffled each time the
+sequences are used up.
 
 Letters: A microbatches, B sequences of one microbatch, L tokens of a sequence.
 """
 
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,7 +19,7 @@ from etils import epath
 from jax.sharding import NamedSharding
 
 from policylong.errors import UserError
-from policylong.training.step import Batch, make_batch
+from policylong.training.step import Batch, make_batch, make_packed_batch
 
 # Passes over the sequences: more than any run makes. Without a number, Grain cannot batch by ones.
 _EPOCHS = 2**31
@@ -25,12 +27,12 @@ _PURPOSE = zlib.crc32(b"policylong.training.batches")
 
 
 class _Sequences:
-  """The records of several files as int32[L]; a damaged one is refused by its number and file."""
+  """The records of several files as int32[L], packed ones int32[3, L]; a damaged one is refused by number and file."""
 
-  def __init__(self, paths: Sequence[epath.PathLike], sequence_length: int, vocab_size: int):
+  def __init__(self, paths: Sequence[epath.PathLike], sequence_length: int, vocab_size: int, packed: bool):
     self.names = [epath.Path(path).name for path in paths]
     self._paths = [str(path) for path in paths]
-    self._length = sequence_length
+    self._shape = (3, sequence_length) if packed else (sequence_length,)
     self._vocab_size = vocab_size
     try:
       self._records = grain.sources.ArrayRecordDataSource(self._paths) if paths else ()
@@ -50,14 +52,16 @@ class _Sequences:
     except Exception as error:
       raise UserError(f"record {index} of {self._named()} cannot be read ({_first_line(error)}): delete their "
                       "folder and start again, and they are made anew") from error
-    if len(record) != 4 * self._length:
+    wanted = 4 * math.prod(self._shape)
+    if len(record) != wanted:
       raise UserError(f"record {index} of {self._named()} holds {len(record)} bytes; a sequence of "
-                      f"{self._length} tokens has {4 * self._length}")
-    tokens = np.frombuffer(record, "<i4").astype(np.int32)
+                      f"{self._shape[-1]} tokens has {wanted}")
+    numbers = np.frombuffer(record, "<i4").astype(np.int32).reshape(self._shape)
+    tokens = numbers.reshape(-1, self._shape[-1])[0]
     if tokens.min() < 0 or tokens.max() >= self._vocab_size:
       raise UserError(f"record {index} of {self._named()} holds token ids from {tokens.min()} to {tokens.max()}; "
                       f"the model has 0 to {self._vocab_size - 1}")
-    return tokens
+    return numbers
 
   def _named(self) -> str:
     more = f" and {len(self._paths) - 1} more files" if len(self._paths) > 1 else ""
@@ -68,7 +72,7 @@ class Batches(Iterator[Batch]):
   """Endless iterator of `Batch` on the devices; each process reads the rows that its devices hold."""
 
   def __init__(self, paths: Sequence[epath.PathLike], *, shape: tuple[int, int, int], sharding: NamedSharding,
-               vocab_size: int, seed: int, round_index: int):
+               vocab_size: int, seed: int, round_index: int, packed: bool = False):
     """Opens the files; reading runs ahead in two threads.
 
     Args:
@@ -78,13 +82,15 @@ class Batches(Iterator[Batch]):
       vocab_size: token ids must be below it.
       seed: the run's seed; the round is folded into it.
       round_index: the round that the sequences belong to.
+      packed: whether the sequences are packed ones.
 
     Raises:
       UserError: no file, an unreadable file, no record; later a record of the wrong length or with
         token ids that the model does not have.
     """
     self._shape, self._sharding = shape, sharding
-    source = _Sequences(paths, shape[2], vocab_size)
+    self._make_batch = make_packed_batch if packed else make_batch
+    source = _Sequences(paths, shape[2], vocab_size, packed)
     self._files = source.names
     self.num_sequences = len(source)
     A, B, _ = shape
@@ -93,16 +99,10 @@ class Batches(Iterator[Batch]):
                                    share=self._first_row // rows, shares=B // rows)
 
   def __next__(self) -> Batch:
-    A, _, L = self._shape
-    local = make_batch(next(self._iterator).reshape(A, -1, L), self._sharding.mesh.shape["context"])
-
-    def put(rows: np.ndarray) -> jax.Array:
-      def part(index: tuple[slice, ...]) -> np.ndarray:
-        start, stop, _ = index[1].indices(self._shape[1])
-        return rows[index[0], start - self._first_row:stop - self._first_row, index[2]]
-      return jax.make_array_from_callback(self._shape, self._sharding, part)
-
-    return Batch(*map(put, local))
+    records = next(self._iterator)
+    local = self._make_batch(records.reshape(self._shape[0], -1, *records.shape[1:]),
+                             self._sharding.mesh.shape["context"])
+    return place(local, self._shape, self._sharding, self._first_row)
 
   def get_state(self) -> dict[str, Any]:
     """The position as JSON: batches given out, and which files they come from."""
@@ -119,6 +119,25 @@ class Batches(Iterator[Batch]):
       raise UserError(f"the round's sequences have changed since the checkpoint: {found[1]} in {len(found[0])} files, "
                       f"wanted {wanted[1]} in {len(wanted[0])} files: remove the checkpoints of this round")
     self._iterator.set_state(state["iterator"])
+
+
+def place(batch: Batch, shape: tuple[int, ...], sharding: NamedSharding, first_row: int = 0) -> Batch:
+  """A Batch on the devices, of which this process holds the rows from `first_row` on, as far as its devices need them.
+
+  Args:
+    batch: on the host, arrays [..., rows, L].
+    shape: (..., B, L) of the global batch.
+    sharding: of that.
+    first_row: of B.
+  """
+  def put(rows: np.ndarray) -> jax.Array:
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+      *outer, of_rows, of_tokens = index
+      start, stop, _ = of_rows.indices(shape[-2])
+      return rows[(*outer, slice(start - first_row, stop - first_row), of_tokens)]
+    return jax.make_array_from_callback(shape, sharding, part)
+
+  return jax.tree.map(put, batch)
 
 
 def read_shuffled(source: grain.sources.RandomAccessDataSource, *, seed: int, count: int, share: int,

@@ -12,7 +12,7 @@ def nonembedding_params(config: ModelConfig) -> int:
   return num_params(config) - matrices * config.vocab_size * config.embed_dim
 
 
-def train_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
+def train_flops_per_token(config: ModelConfig, sequence_length: float) -> float:
   """6 (N_nonembed + V D) + 6 L S N H: forward and backward of one token of a sequence of S.
 
   A weight costs 2 FLOPs a token forward and 4 backward. Attention at full width costs

@@ -1,4 +1,7 @@
-"""One training step: next-token loss on every token, gradients over microbatches, one update.
+"""One training step: next-token loss, gradients over microbatches, one update.
+
+The loss is the mean over all predictions of the whole batch that have a target, however they are spread over
+sequences, microbatches and devices: a token counts the same wherever it stands.
 
 Letters: A microbatches, B sequences of one microbatch, L tokens of a sequence, D model, V vocabulary, C devices of
 the context axis.
@@ -32,9 +35,15 @@ NO_TARGET = -1
 
 
 class Batch(NamedTuple):
-  """int32[A, B, L] each, along L in the zig-zag layout of the mesh's context axis: tokens, and what follows each."""
+  """int32[A, B, L] each, along L in the zig-zag layout of the mesh's context axis.
+
+  tokens, and what follows each (NO_TARGET: no loss). Of packed sequences also which document of its sequence a token
+  belongs to, and its place there.
+  """
   tokens: np.ndarray | jax.Array
   targets: np.ndarray | jax.Array
+  segment_ids: np.ndarray | jax.Array | None = None
+  positions: np.ndarray | jax.Array | None = None
 
 
 class Metrics(NamedTuple):
@@ -58,23 +67,54 @@ def make_batch(tokens: np.ndarray, context: int) -> Batch:
   return Batch(zigzag(tokens, context, -1), zigzag(targets, context, -1))
 
 
-def mean_loss(params: Params, model_config: ModelConfig, tokens: Int[Array, "B L"], targets: Int[Array, "B L"], *,
-              compute_dtype: jnp.dtype, remat: str, context: str | None) -> Float[Array, ""]:
-  """Mean next-token loss (nats) of the L - 1 predictions of each sequence, in the layout of `make_batch`.
+def make_packed_batch(packed: np.ndarray, context: int) -> Batch:
+  """The same of packed sequences int32[..., 3, L]: token ids, the document of each, and whether it is to be learnt.
 
-  Attention is causal over the whole sequence, across the documents that it joins: that is what the
-  sequence is made for.
+  A document's first token is nobody's target: what stands before it is another document.
   """
+  tokens, segments, learnt = np.moveaxis(packed, -2, 0)
+  first = np.ones_like(segments, bool)
+  first[..., 1:] = segments[..., 1:] != segments[..., :-1]
+  index = np.broadcast_to(np.arange(tokens.shape[-1], dtype=np.int32), tokens.shape)
+  positions = index - np.maximum.accumulate(np.where(first, index, 0), axis=-1)
+  targets = np.full_like(tokens, NO_TARGET)
+  targets[..., :-1] = np.where((learnt == 1) & ~first, tokens, NO_TARGET)[..., 1:]
+  return Batch(*(zigzag(array, context, -1) for array in (tokens, targets, segments, positions)))
+
+
+def mean_loss(params: Params, model_config: ModelConfig, tokens: Int[Array, "B L"], targets: Int[Array, "B L"],
+              segment_ids: Int[Array, "B L"] | None = None, positions: Int[Array, "B L"] | None = None, *,
+              compute_dtype: jnp.dtype, remat: str, context: str | None, count: jax.Array | None = None
+              ) -> Float[Array, ""]:
+  """Mean next-token loss (nats) of the predictions that have a target.
+
+  Args:
+    params: in any float dtype.
+    model_config: what the model is.
+    tokens, targets, segment_ids, positions: as in a `Batch`. Without segment ids attention is causal over the whole
+      sequence, across the documents that it joins: that is what a long sequence is made for.
+    compute_dtype, remat, context: as `hidden_states` takes them.
+    count: what the sum is divided by; None: the number of these predictions.
+  """
+  total, own = summed_loss(params, model_config, Batch(tokens, targets, segment_ids, positions),
+                           compute_dtype=compute_dtype, remat=remat, context=context)
+  return total / (own if count is None else count)
+
+
+def summed_loss(params: Params, model_config: ModelConfig, batch: Batch, *, compute_dtype: jnp.dtype, remat: str,
+                context: str | None) -> tuple[Float[Array, ""], Float[Array, ""]]:
+  """(sum of the nll of all targets in nats, their number) of a Batch of int32[B, L], over all devices."""
   mesh = meshes.current()
-  positions = zigzag(np.arange(tokens.shape[1], dtype=np.int32), mesh.shape["context"] if mesh else 1, 0)
-  hidden = hidden_states(params, model_config, tokens, positions=jnp.asarray(positions)[None],
+  positions = batch.positions
+  if positions is None:
+    order = np.arange(batch.tokens.shape[1], dtype=np.int32)
+    positions = jnp.asarray(zigzag(order, mesh.shape["context"] if mesh else 1, 0))[None]
+  hidden = hidden_states(params, model_config, batch.tokens, positions=positions, segment_ids=batch.segment_ids,
                          compute_dtype=compute_dtype, remat=remat, context=context)
-  total, count = _summed_loss(hidden, output_matrix(params, model_config).astype(compute_dtype), targets)
-  return total / count
+  return _summed_nll(hidden, output_matrix(params, model_config).astype(compute_dtype), batch.targets)
 
 
-def _summed_loss(hidden, matrix, targets):
-  """(sum of the nll of all targets, their number), over all devices."""
+def _summed_nll(hidden, matrix, targets):
   rules = dict(meshes.RULES)
 
   def local(hidden, matrix, targets, **axes):
@@ -97,9 +137,8 @@ def make_train_step(model_config: ModelConfig, training: config_lib.Training, ro
 
   The layers' matrices are cast to the compute dtype once a step. Norms and biases stay float32, and so
   does the embedding: the gradient of a frequent token is a sum of hundreds of rows, which bfloat16
-  would swallow. Every microbatch holds the same number of predictions, so the mean of their gradients,
-  summed in float32, is the gradient of the whole batch up to rounding. Lower or call it inside
-  `jax.set_mesh(mesh)`.
+  would swallow. Each microbatch's sum is divided by the number of predictions of the whole batch, so its gradients,
+  summed in float32, are those of the batch's mean up to rounding. Lower or call it inside `jax.set_mesh(mesh)`.
   """
   optimizer = make_optimizer(training, rounds, model_config)
   schedule = learning_rate(training, rounds)
@@ -112,11 +151,12 @@ def make_train_step(model_config: ModelConfig, training: config_lib.Training, ro
     layers = jax.tree.map(lambda p, matrix: cast(p, compute_dtype) if matrix else p, params["layers"], is_matrix)
     compute = {**params, "layers": layers}
     value_and_grad = jax.value_and_grad(mean_loss)
+    count = jnp.sum(batch.targets != NO_TARGET).astype(jnp.float32)
 
     def share(micro: Batch) -> tuple[jax.Array, Params]:
       found = value_and_grad(compute, model_config, *micro, compute_dtype=compute_dtype, remat=training.remat,
-                             context=context)
-      return jax.tree.map(lambda x: x.astype(jnp.float32) / len(batch.tokens), found)
+                             context=context, count=count)
+      return jax.tree.map(lambda x: x.astype(jnp.float32), found)
 
     if len(batch.tokens) == 1:  # nothing to add up, and no second set of float32 gradients
       return share(jax.tree.map(lambda x: x[0], batch))

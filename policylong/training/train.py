@@ -33,6 +33,16 @@ class TrainingDiverged(UserError):
   """A loss or gradient norm is not a finite number; the sentence names the step."""
 
 
+class Sequences(NamedTuple):
+  """What a run's sequences are: tokens in each, and whether they are packed ones.
+
+  document_length: by what attention costs, sum(n^2) / sum(n) over documents of n tokens that do not see each other.
+  """
+  length: int
+  packed: bool
+  document_length: float
+
+
 class _Cursor(NamedTuple):
   """Where the batches stood when a checkpoint was saved."""
   step: int
@@ -48,20 +58,27 @@ class Trainer:
       state = trainer.train_round(state, r, paths)
   """
 
-  def __init__(self, config: config_lib.Config, model_config: ModelConfig, mesh: jax.sharding.Mesh,
-               workdir: Workdir):
+  def __init__(self, training: config_lib.Training, model_config: ModelConfig, mesh: jax.sharding.Mesh,
+               workdir: Workdir, *, sequences: Sequences, rounds: int, seed: int):
     """Opens the checkpoints; allocates nothing on the devices.
+
+    Args:
+      training: the recipe of a round.
+      model_config: what is trained.
+      mesh: on what.
+      workdir: where checkpoints and metrics go.
+      sequences: what every round's are.
+      rounds: how many there are.
+      seed: of the order of the sequences.
 
     Raises:
       UserError: the mesh does not divide a dimension of the model or of the batch.
     """
-    self._config, self._training = config, config.training
+    self._training, self._sequences, self._rounds, self._seed = training, sequences, rounds, seed
     self._model_config, self._mesh, self._workdir = model_config, mesh, workdir
-    training = config.training
-    self._shape = (training.accumulation, training.batch_size // training.accumulation,
-                   config.synthesis.sequence_length)
+    self._shape = (training.accumulation, training.batch_size // training.accumulation, sequences.length)
     self._token_sharding = token_sharding(mesh, self._shape)
-    self._optimizer = make_optimizer(training, config.rounds, model_config)
+    self._optimizer = make_optimizer(training, rounds, model_config)
     self._abstract = abstract_state(model_config, self._optimizer, mesh)
     self._checkpoints = Checkpoints(workdir.checkpoints, keep_newest=training.keep_checkpoints,
                                     keep=lambda step: step % training.steps_per_round == 0)
@@ -126,7 +143,8 @@ class Trainer:
     if start < first:
       raise ValueError(f"the state is at step {start}; round {round_index} begins at step {first}")
     batches = Batches(paths, shape=self._shape, sharding=self._token_sharding,
-                      vocab_size=self._model_config.vocab_size, seed=self._config.seed, round_index=round_index)
+                      vocab_size=self._model_config.vocab_size, seed=self._seed, round_index=round_index,
+                      packed=self._sequences.packed)
     if start > first:
       if self._cursor is None or self._cursor.step != start:
         raise ValueError(f"a state in the midst of a round (step {start}) must come from this trainer's restore")
@@ -134,10 +152,12 @@ class Trainer:
     elif self._training.schedule == "round":
       state = restart_optimizer(state, self._optimizer, self._abstract)
     train_step = self._compile()
-    report = _Report(self._config, self._model_config, self._mesh, round_index, batches.num_sequences)
+    report = _Report(self._training, self._sequences, self._model_config, self._mesh, round_index,
+                     batches.num_sequences)
+    what = f"round {round_index}: training" if self._rounds > 1 else "training"
     # dynamic_ncols: a bar that follows the window; the rate and the time left are tqdm's own.
-    bar = tqdm(total=last - first, initial=start - first, unit="step", dynamic_ncols=True,
-               desc=f"round {round_index}: training", disable=jax.process_index() > 0)
+    bar = tqdm(total=last - first, initial=start - first, unit="step", dynamic_ncols=True, desc=what,
+               disable=jax.process_index() > 0)
     with MetricsLog(self._workdir, start) as log, bar:
       return self._steps(state, (start, last), train_step, batches, report, log, bar)
 
@@ -183,10 +203,11 @@ class Trainer:
     """The step as an executable, made once, so that compiling is not part of any step's time."""
     if self._compiled is None:
       begin = time.perf_counter()
-      step = make_train_step(self._model_config, self._training, self._config.rounds, self._mesh)
+      step = make_train_step(self._model_config, self._training, self._rounds, self._mesh)
       tokens = jax.ShapeDtypeStruct(self._shape, jnp.int32, sharding=self._token_sharding)
       with jax.set_mesh(self._mesh):
-        self._compiled = step.lower(self._abstract, Batch(tokens, tokens)).compile()
+        batch = Batch(*[tokens] * (4 if self._sequences.packed else 2))
+        self._compiled = step.lower(self._abstract, batch).compile()
       memory = self._compiled.memory_analysis()
       hosts.barrier("compiled")  # the first step's collectives have less patience
       logging.info("training step compiled in %.1f s; each device: state %.2f GiB, temporaries %.2f GiB",
@@ -198,14 +219,13 @@ class Trainer:
 class _Report:
   """Turns a step's metrics into its line, and refuses what is not finite."""
 
-  def __init__(self, config: config_lib.Config, model_config: ModelConfig, mesh: jax.sharding.Mesh, round_index: int,
-               num_sequences: int):
-    length = config.synthesis.sequence_length
-    self._training = config.training
+  def __init__(self, training: config_lib.Training, sequences: Sequences, model_config: ModelConfig,
+               mesh: jax.sharding.Mesh, round_index: int, num_sequences: int):
+    self._training = training
     self._round = round_index
     self._num_sequences = num_sequences
-    self._tokens = config.training.batch_size * length
-    self._flops_per_token = train_flops_per_token(model_config, length)
+    self._tokens = training.batch_size * sequences.length
+    self._flops_per_token = train_flops_per_token(model_config, sequences.document_length)
     self._peak = hardware.peak_flops(list(mesh.devices.flat))
     self._clock = 0.0
 
@@ -216,8 +236,9 @@ class _Report:
   def line(self, step: int, metrics: Metrics) -> dict:
     """What metrics.jsonl says of a step. Waits until the step is done.
 
-    tokens: all tokens trained on so far in the run. epoch: passes so far over the round's sequences.
-    tokens_per_second: of this step. peak_share: model FLOP/s over the devices' peak; None if unknown.
+    tokens: all tokens of all steps so far, with what fills packed sequences up. epoch: passes so far over the
+    round's sequences. tokens_per_second: of this step. peak_share: model FLOP/s over the devices' peak; None if
+    unknown.
     """
     loss, grad_norm, rate = (float(x) for x in jax.device_get(metrics))
     now = time.perf_counter()

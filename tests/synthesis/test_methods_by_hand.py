@@ -12,7 +12,7 @@ from policylong.synthesis.iclm import walk
 from policylong.synthesis.keywords import rake
 from policylong.synthesis.methods import METHODS
 from policylong.synthesis.nextlong import negatives_per_meta_chunk
-from policylong.synthesis.packing import due
+from policylong.synthesis.pieces import due
 from policylong.synthesis.quest import inverted_index
 from tests.synthesis.library import Words, check, make, reading
 

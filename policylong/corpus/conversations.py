@@ -1,0 +1,67 @@
+"""Reads chat JSONL: one {"messages": [{"role": ..., "content": ...}, ...]} a line.
+
+As with documents, a bad record is data and not an exception: it comes with the reason why it is bad.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterator
+
+from policylong.corpus.sources import INVALID_UTF8, read_objects
+
+ROLES = ("system", "user", "assistant")
+# Why a record is no conversation.
+NO_MESSAGES = "messages missing"
+NO_LIST = "messages not a list of objects"
+UNKNOWN_ROLE = f"a role other than {', '.join(ROLES)}"
+CONTENT_NOT_STRING = "content not a string"
+NO_ANSWER = "no assistant turn"
+
+Messages = list[dict[str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversation:
+  """One record: its messages, or the reason why it has none; and the bytes of input that it took."""
+  size: int
+  messages: Messages
+  reason: str = ""
+
+  def draw(self, seed: int) -> int:
+    """A number in 0 .. 2^64 - 1 that follows from what is said alone: copies of a conversation share it."""
+    said = json.dumps(self.messages, sort_keys=True)
+    return int.from_bytes(hashlib.sha256(f"{seed}/{said}".encode()).digest()[:8])
+
+
+def read_conversations(files: list[pathlib.Path]) -> Iterator[Conversation]:
+  """Every record of some JSONL files, in order; what a message holds besides role and content is left out.
+
+  Raises:
+    UserError: a file may not be read, or is no whole gzip file.
+  """
+  for path in files:
+    for _, size, value in read_objects(path):
+      reason = value if isinstance(value, str) else _why_not(value.get("messages"))
+      messages = [] if reason else [{"role": m["role"], "content": m["content"]} for m in value["messages"]]
+      yield Conversation(size, messages, reason)
+
+
+def _why_not(messages) -> str:
+  """Why something is no conversation, "" if it is one."""
+  if messages is None:
+    return NO_MESSAGES
+  if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+    return NO_LIST
+  if any(message.get("role") not in ROLES for message in messages):
+    return UNKNOWN_ROLE
+  if not all(isinstance(message.get("content"), str) for message in messages):
+    return CONTENT_NOT_STRING
+  if not any(message["role"] == "assistant" for message in messages):
+    return NO_ANSWER
+  try:  # JSON can spell half of a surrogate pair, which no tokenizer takes
+    "".join(message["content"] for message in messages).encode()
+  except UnicodeEncodeError:
+    return INVALID_UTF8
+  return ""

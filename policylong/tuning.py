@@ -1,0 +1,216 @@
+"""Supervised fine-tuning: a model learns the assistant's part of conversations.
+
+  read   : conversations from chat JSONL; bad ones are counted and skipped, a share is held out
+  render : by the tokenizer's own chat template, which also tells the assistant's tokens
+  pack   : several conversations a sequence, each whole, none seeing another
+  train  : next-token loss on the answers (or on everything), the mean over a step's tokens
+  judge  : loss on the held-out answers, before and after
+
+Training is that of the loop, as one round. `run` may be killed at any instant and called again.
+"""
+
+import logging
+import pathlib
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from policylong import config as config_lib
+from policylong import hosts
+from policylong.corpus.conversations import Conversation, Messages, read_conversations
+from policylong.corpus.sources import find_files
+from policylong.errors import UserError
+from policylong.mesh import make_mesh
+from policylong.model.chat import Chat, Example, NotRendered
+from policylong.stored import StoredModel, describe, open_model
+from policylong.synthesis.packing import pack
+from policylong.synthesis.storage import read_tokens, sequence_paths, write_records
+from policylong.training.held_out import HeldOut
+from policylong.training.train import Sequences, Trainer
+from policylong.workdir import Workdir, read_json, write_atomically, write_json
+
+log = logging.getLogger(__name__)
+
+NO_TOKENS = "no token of an answer is left by the chat template"
+
+
+def run(config: config_lib.FineTuning, directory) -> dict:
+  """Runs or resumes a fine-tuning in the working directory; returns what final.json says.
+
+  Returns:
+    step; held_out: {tokens, before, after} with losses in nats a token, or None where nothing is held out.
+
+  Raises:
+    UserError: bad input of any kind, in one sentence, before expensive work where that is possible.
+  """
+  workdir = Workdir(directory)
+  with hosts.first_before_others("claim"):
+    workdir.claim(config, hosts.is_first())
+  if hosts.agreed(workdir.final_json.exists()):
+    if hosts.is_first():
+      log.info("%s: the fine-tuning is done; nothing to do", workdir.directory)
+    return read_json(workdir.final_json)
+  model = open_model(config.model.path, config.model.sha256)
+  mesh = make_mesh(config.mesh)
+  with hosts.first_before_others("conversations"):
+    if hosts.is_first() and not workdir.sequences_json.exists():
+      write_json(workdir.sequences_json, _Preparation(config, model).write(workdir))
+  counts = read_json(workdir.sequences_json)
+  if hosts.is_first():
+    log_counts(counts, config)
+  training = config.training.as_training(counts["sequences"])
+  length = config.data.sequence_length
+  trainer = Trainer(training, model.config, mesh, workdir, rounds=1, seed=config.seed,
+                    sequences=Sequences(length, packed=True, document_length=counts["mean_attended_tokens"]))
+  state = trainer.restore_latest() or trainer.initial(model.load(np.float32, mesh))
+  held_out = None
+  if counts["held_out_sequences"]:
+    packed = read_tokens(sequence_paths(workdir.held_out_sequences))
+    if packed.shape != (counts["held_out_sequences"], 3 * length):
+      raise UserError(f"{workdir.held_out_sequences} has lost some of its {counts['held_out_sequences']} sequences: "
+                      f"delete {workdir.sequences} and start again, and they are made anew")
+    held_out = HeldOut(packed.reshape(-1, 3, length), training, model.config, mesh)
+  if held_out and not hosts.agreed(workdir.held_out_json.exists()):
+    loss = held_out.loss(state.params)
+    if hosts.is_first():
+      write_json(workdir.held_out_json, {"tokens": loss.tokens, "before": loss.nats})
+      log.info("held-out answers: %.4f nats a token before (%d tokens)", loss.nats, loss.tokens)
+  state = trainer.train_round(state, 1, sequence_paths(workdir.sequences))
+  after = held_out and held_out.loss(state.params).nats
+  if hosts.is_first():
+    found = {**read_json(workdir.held_out_json), "after": after} if held_out else None
+    write_json(workdir.final_json, {"step": int(state.step), "held_out": found})
+  trainer.close()
+  hosts.barrier("done")
+  return read_json(workdir.final_json)
+
+
+class _Preparation:
+  """From the files to packed sequences on disk, with everything counted."""
+
+  def __init__(self, config: config_lib.FineTuning, model: StoredModel):
+    self._data, self._seed, self._model = config.data, config.seed, model
+    self._chat = Chat(model.tokenizer, config.model.path)
+    self._files = [path for path, _ in find_files(self._data.path, "jsonl", "data.path")]
+    self._longest = min(self._data.sequence_length, model.config.max_positions)
+    self._skipped: Counter[str] = Counter()
+    self._counts: Counter[str] = Counter()
+
+  def write(self, workdir: Workdir) -> dict:
+    """Writes the model's description and all sequences; returns the counts.
+
+    Raises:
+      UserError: no conversation is left to train on, or none to hold out.
+    """
+    self._describe(workdir)
+    held_out = self._held_out()
+    counts: dict = {"held_out_sequences": 0}
+    # Held-out ones first: they are few, and what is wrong with a file comes out early.
+    if held_out:
+      counts["held_out_sequences"] = self._pack("held_out", held_out, True, workdir.held_out_sequences)
+      if not counts["held_out_sequences"]:
+        raise UserError(f"data.held_out is {self._data.held_out}, but no conversation that it chooses of "
+                        f"{self._data.path} can be used ({self._in_words()}): raise it, or set it to 0")
+    counts["sequences"] = self._pack("trained", held_out, False, workdir.sequences)
+    if not counts["sequences"]:
+      raise UserError(f"{self._data.path} has no conversation to train on ({self._in_words()}): every line must be "
+                      '{"messages": [{"role": ..., "content": ...}, ...]} with an assistant turn')
+    places = counts["sequences"] * self._data.sequence_length
+    tokens, squares = self._counts["trained_tokens"], self._counts.pop("trained_squares")
+    self._counts.pop("held_out_squares", None)
+    return {**self._counts, **counts, "skipped": dict(self._skipped), "filled": tokens / places,
+            "mean_attended_tokens": squares / tokens}
+
+  def _describe(self, workdir: Workdir) -> None:
+    """model/: the tokenizer ends a generation where its template ends an answer."""
+    tokenizer, end = self._model.tokenizer, self._chat.end_of_turn
+    if end is not None and end != tokenizer.eos_token_id:
+      token = tokenizer.convert_ids_to_tokens(end)
+      log.info("the template ends answers with %s: it takes the place of %s as the end token", token,
+               tokenizer.eos_token)
+      tokenizer.eos_token = token
+    with tempfile.TemporaryDirectory() as temporary:
+      folder = pathlib.Path(temporary)
+      describe(self._model.config, tokenizer, folder)
+      for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        write_atomically(workdir.model / path.relative_to(folder), path.read_bytes())
+
+  def _held_out(self) -> set[int]:
+    """The draws of the conversations that are not trained on: the smallest ones, so many as the config says."""
+    if not self._data.held_out:
+      return set()
+    draws = sorted({conversation.draw(self._seed) for conversation in self._read("choosing the held-out ones")
+                    if not conversation.reason})
+    return set(draws[:max(1, round(self._data.held_out * len(draws)))])
+
+  def _pack(self, name: str, held_out: set[int], wanted: bool, folder: epath.Path) -> int:
+    """Packs the conversations that are, or are not, held out; returns the number of sequences."""
+    everything = self._data.loss_on == "everything" and not wanted
+
+    def examples() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+      for conversation in self._read(f"packing: {name.replace('_', ' ')}"):
+        if conversation.reason:
+          self._skipped[conversation.reason] += not wanted  # both passes meet it
+        elif (conversation.draw(self._seed) in held_out) is wanted:
+          kept = self._examples(conversation.messages)
+          self._counts[f"{name}_conversations"] += bool(kept)
+          for example in kept:
+            self._counts[f"{name}_tokens"] += len(example.tokens)
+            self._counts[f"{name}_squares"] += len(example.tokens)**2
+            self._counts[f"{name}_answer_tokens"] += int(example.answers.sum())
+            yield example.tokens, np.ones_like(example.answers) if everything else example.answers
+    return write_records(pack(examples(), self._data.sequence_length), folder)
+
+  def _examples(self, messages: Messages) -> list[Example]:
+    """What can be learnt of a conversation; the rest is counted as skipped."""
+    try:
+      examples = self._chat.examples(messages)
+    except NotRendered as error:
+      self._skipped[str(error)] += 1
+      return []
+    kept = []
+    for example in examples:
+      # Nothing predicts the first token.
+      if not example.answers[1:].any():
+        self._skipped[NO_TOKENS] += 1
+      elif len(example.tokens) > self._longest:
+        self._skipped[f"longer than {self._longest} tokens"] += 1
+      else:
+        kept.append(example)
+    if len(examples) > 1:
+      self._counts["conversations_cut_into_answers"] += 1
+    return kept
+
+  def _read(self, what: str) -> Iterator[Conversation]:
+    """The conversations of all files, with a bar."""
+    total = sum(path.stat().st_size for path in self._files)
+    with tqdm(total=total, unit="B", unit_scale=True, dynamic_ncols=True, desc=what) as bar:
+      for conversation in read_conversations(self._files):
+        yield conversation
+        bar.update(conversation.size)
+
+  def _in_words(self) -> str:
+    return in_words(self._skipped) or "it is empty"
+
+
+def in_words(skipped: dict[str, int]) -> str:
+  """Counts by reason, as a person reads them."""
+  return ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
+
+
+def log_counts(counts: dict, config: config_lib.FineTuning) -> None:
+  """What was made of the files."""
+  training = config.training.as_training(counts["sequences"])
+  epochs = training.steps_per_round * training.batch_size / counts["sequences"]
+  log.info("%d conversations with %d tokens, %d of them the assistant's, in %d sequences of %d (%.1f%% filled); "
+           "%d conversations held out; %d steps, %.2f epochs%s", counts["trained_conversations"],
+           counts["trained_tokens"], counts["trained_answer_tokens"], counts["sequences"],
+           config.data.sequence_length, 100 * counts["filled"], counts.get("held_out_conversations", 0),
+           training.steps_per_round, epochs, f"; skipped: {in_words(counts['skipped'])}" if counts["skipped"] else "")
+  if cut := counts.get("conversations_cut_into_answers"):
+    log.info("%d conversations are an example for each answer: the chat template shows earlier answers otherwise than "
+             "the last one", cut)
