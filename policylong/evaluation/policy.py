@@ -244,8 +244,6 @@ def _open_run(directory: epath.Path, step: int | None, mesh: jax.sharding.Mesh) 
                     f"base model, {base.path}")
   if step is None:
     step = steps[-1]
-  if step not in steps:
-    raise UserError(f"{workdir.checkpoints} has no finished checkpoint {step}; there are {', '.join(map(str, steps))}")
   model = hf.read_model_config(base.path).with_rope(theta=base.rope_theta, yarn_factor=base.yarn_factor)
   model = model.trained_on(length)
   tokenizer = load_tokenizer(base.path)

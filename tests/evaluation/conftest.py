@@ -1,12 +1,29 @@
-"""The RULER package that `make material` fetches, the policy's tokenizer, options."""
+"""The RULER package that `make material` fetches, reference values, the policy's tokenizer, options."""
 
+import json
 import pathlib
+import sys
 
 import pytest
 
 from policylong.evaluation.results import Options
 from policylong.evaluation.ruler_package import Package
 from policylong.model.tokenizer import load_tokenizer
+
+TESTS = pathlib.Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS / "reference"), str(TESTS / "model")]
+
+
+@pytest.fixture(scope="session")
+def models() -> dict:
+  """case -> config.json fields, tensor names and shapes, as transformers has them."""
+  return json.loads((TESTS / "reference" / "models.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def references() -> dict:
+  """case -> transformers' greedy continuations and log-likelihoods."""
+  return json.loads((TESTS / "reference" / "generation.json").read_text())
 
 
 @pytest.fixture(scope="session")
