@@ -18,22 +18,25 @@ import transformers
 from policylong.errors import UserError
 from policylong.model import hf, rope
 from policylong.model.qwen import ModelConfig, Params, abstract_params
-from policylong.model.tokenizer import load_tokenizer
+from policylong.model.tokenizer import end_tokens, load_tokenizer
 from policylong.workdir import Workdir, read_json
 
 _MODEL, _TOKENIZER = "model.json", "tokenizer"
+# Config, tokenizer and end tokens.
+_Description = tuple[ModelConfig, transformers.PreTrainedTokenizerFast, frozenset[int]]
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredModel:
   """A model that was found, its weights not read yet.
 
-  name: where it lies, with the step of a run's checkpoint. load(dtype, mesh): the weights; dtype None: as they are
-  stored (float32 of an HF directory or a GGUF file); mesh None: on the first device.
+  name: where it lies, with the step of a run's checkpoint. end_tokens: what ends a generation. load(dtype, mesh): the
+  weights; dtype None: as they are stored (float32 of an HF directory or a GGUF file); mesh None: on the first device.
   """
   name: str
   config: ModelConfig
   tokenizer: transformers.PreTrainedTokenizerFast
+  end_tokens: frozenset[int]
   load: Callable[[jnp.dtype | None, jax.sharding.Mesh | None], Params]
 
 
@@ -58,7 +61,8 @@ def open_model(path: str | os.PathLike, sha256: str = "") -> StoredModel:
 
   def load(dtype, mesh):
     return hf.load_params(path, config, dtype or jnp.float32, mesh, sha256=sha256)
-  return StoredModel(str(path), config, load_tokenizer(path), load)
+  tokenizer = load_tokenizer(path)
+  return StoredModel(str(path), config, tokenizer, end_tokens(tokenizer, path), load)
 
 
 def describe(config: ModelConfig, tokenizer: transformers.PreTrainedTokenizerFast, directory: pathlib.Path) -> None:
@@ -70,8 +74,9 @@ def describe(config: ModelConfig, tokenizer: transformers.PreTrainedTokenizerFas
 def open_orbax(path: str | os.PathLike) -> StoredModel:
   """A folder of `convert hf-to-orbax`; raises as `open_model`."""
   path = pathlib.Path(path).absolute()
-  config, tokenizer = _described(path)
-  return StoredModel(str(path), config, tokenizer, lambda dtype, mesh: _restore(path / "params", config, dtype, mesh))
+  config, tokenizer, ends = _described(path)
+  return StoredModel(str(path), config, tokenizer, ends,
+                     lambda dtype, mesh: _restore(path / "params", config, dtype, mesh))
 
 
 def is_run(path: str | os.PathLike) -> bool:
@@ -92,27 +97,30 @@ def open_run(path: str | os.PathLike) -> StoredModel:
     raise UserError(f"{path} is no whole checkpoint; {workdir.checkpoints} has "
                     f"{'step ' + ', '.join(map(str, sorted(steps))) if steps else 'none'}")
   step = int(path.name) if one else max(steps)
-  config, tokenizer = _described(workdir.model) if (workdir.model / _MODEL).exists() else _base(workdir)
+  config, tokenizer, ends = _described(workdir.model) if (workdir.model / _MODEL).exists() else _base(workdir)
   folder = pathlib.Path(workdir.checkpoints / str(step) / "state")
-  return StoredModel(f"{workdir.directory} (step {step})", config, tokenizer,
+  return StoredModel(f"{workdir.directory} (step {step})", config, tokenizer, ends,
                      lambda dtype, mesh: _restore(folder, config, dtype, mesh, of_state=True))
 
 
-def _base(workdir: Workdir) -> tuple[ModelConfig, transformers.PreTrainedTokenizerFast]:
-  """What the checkpoints of a run in rounds are weights of: the model that it started from, with its RoPE."""
+def _base(workdir: Workdir) -> _Description:
+  """What the checkpoints of a run in rounds are weights of: its base model, with its RoPE and length."""
   path = workdir.directory / "config.json"
   try:
-    model = read_json(path)["model"]
-    base, theta, factor = model["path"], model["rope_theta"], model["yarn_factor"]
+    values = read_json(path)
+    base, theta, factor = (values["model"][name] for name in ("path", "rope_theta", "yarn_factor"))
+    length = values["synthesis"]["sequence_length"]
   except (KeyError, TypeError) as error:
     raise UserError(f"{path} is not the config of a run: it lacks {error}") from error
   if not pathlib.Path(base).exists():
     raise UserError(f"the run in {workdir.directory} started from {base}, which is not there (seen from "
                     f"{pathlib.Path.cwd()}): its shape and its tokenizer are needed")
-  return hf.read_model_config(base).with_rope(theta=theta, yarn_factor=factor), load_tokenizer(base)
+  config = hf.read_model_config(base).with_rope(theta=theta, yarn_factor=factor).trained_on(length)
+  tokenizer = load_tokenizer(base)
+  return config, tokenizer, end_tokens(tokenizer, base)
 
 
-def _described(directory: pathlib.Path) -> tuple[ModelConfig, transformers.PreTrainedTokenizerFast]:
+def _described(directory: pathlib.Path) -> _Description:
   """What `describe` wrote."""
   path = directory / _MODEL
   try:
@@ -121,7 +129,8 @@ def _described(directory: pathlib.Path) -> tuple[ModelConfig, transformers.PreTr
     config = ModelConfig(**values, yarn=None if yarn is None else rope.Yarn(**yarn))
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise UserError(f"{path} cannot be read ({error}): give a directory made by hf-to-orbax, or a run's") from error
-  return config, load_tokenizer(directory / _TOKENIZER)
+  tokenizer = load_tokenizer(directory / _TOKENIZER)
+  return config, tokenizer, end_tokens(tokenizer, directory / _TOKENIZER)
 
 
 def _restore(folder: pathlib.Path, config: ModelConfig, dtype: jnp.dtype | None, mesh: jax.sharding.Mesh | None,

@@ -1,5 +1,6 @@
 """Fine-tuning from files to an export: it learns answers, holds some out, survives kills, and refuses in a sentence."""
 
+import dataclasses
 import json
 import math
 import os
@@ -203,13 +204,15 @@ def test_a_checkpoint_of_a_run_in_rounds_is_of_its_base_model_with_the_runs_rope
   workdir, _ = done
   (tmp_path / "checkpoints").symlink_to(workdir.checkpoints)
   base = {"path": str(folder / "model"), "rope_theta": 1e6, "yarn_factor": None}
-  (tmp_path / "config.json").write_text(json.dumps({"model": base}))
+  longer = {"sequence_length": 1 << 20}
+  (tmp_path / "config.json").write_text(json.dumps({"model": base, "synthesis": longer}))
   found = stored.open_model(tmp_path)
-  assert found.config == stored.open_model(folder / "model").config.with_rope(theta=1e6, yarn_factor=None)
+  as_base = stored.open_model(folder / "model").config.with_rope(theta=1e6, yarn_factor=None)
+  assert found.config == dataclasses.replace(as_base, max_positions=1 << 20)
   assert found.tokenizer.chat_template == load_tokenizer(folder / "model").chat_template
   jax.tree.map(np.testing.assert_array_equal, found.load(None, None),
                stored.open_model(str(workdir.directory)).load(None, None))
-  (tmp_path / "config.json").write_text(json.dumps({"model": {**base, "path": "moved"}}))
+  (tmp_path / "config.json").write_text(json.dumps({"model": {**base, "path": "moved"}, "synthesis": longer}))
   with pytest.raises(UserError, match="started from moved, which is not there"):
     stored.open_model(tmp_path)
 

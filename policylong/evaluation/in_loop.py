@@ -2,14 +2,13 @@
 
 import logging
 
-from etils import epath
-
 from policylong import hosts
 from policylong.config import Config
 from policylong.evaluation.benchmarks import claimants, evaluate
-from policylong.evaluation.policy import Policy, end_tokens
+from policylong.evaluation.policy import Policy
 from policylong.evaluation.results import Options, check_lengths, read
 from policylong.model.qwen import ModelConfig
+from policylong.model.tokenizer import end_tokens
 from policylong.training.metrics import write_scalars
 from policylong.workdir import Workdir, write_json
 
@@ -52,7 +51,7 @@ class RoundEvaluation:
   def _policy(self, params, step: int, tokenizer, mesh):
     path = self._config.model.path
     return Policy(params, self._model, tokenizer, name=f"{path} step {step}" if step else path,
-                  end_tokens=sorted(end_tokens(tokenizer, epath.Path(path))), mesh=mesh,
+                  end_tokens=sorted(end_tokens(tokenizer, path)), mesh=mesh,
                   dtype=self._config.model.scoring_dtype, batch_tokens=self._config.screening.tokens_per_batch)
 
   def _options(self, index: int) -> Options:

@@ -1,26 +1,19 @@
 """A checkpoint as benchmarks see it: text generation, log-likelihoods, and nothing about where it came from."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 
 from policylong import config as config_lib
-from policylong import convert
 from policylong.errors import UserError
 from policylong.mesh import make_mesh
-from policylong.model import hf
 from policylong.model.generate import Generator, Request
-from policylong.model.qwen import ModelConfig, Params, abstract_params
-from policylong.model.tokenizer import load_tokenizer
+from policylong.model.qwen import ModelConfig, Params
 from policylong.screening.scorer import Row, Scorer
-from policylong.training.checkpoint import Checkpoints
-from policylong.workdir import Workdir, read_json
+from policylong.stored import open_model
 
 # Rows are padded to multiples of it.
 _BUCKET = 128
@@ -181,18 +174,6 @@ class Policy:
     return Generation(tokens, text)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Where a policy comes from
-
-
-class _Opened(NamedTuple):
-  params: Params
-  model: ModelConfig
-  tokenizer: object
-  name: str
-  end_tokens: set[int]
-
-
 def load_policy(model: str, *, dtype: str = "bfloat16", batch_tokens: int = 2048,
                 mesh: jax.sharding.Mesh | None = None) -> Policy:
   """Opens a checkpoint for benchmarks.
@@ -207,59 +188,7 @@ def load_policy(model: str, *, dtype: str = "bfloat16", batch_tokens: int = 2048
   Raises:
     UserError: nothing that can be read is there.
   """
+  stored = open_model(model)
   mesh = mesh or make_mesh(config_lib.Mesh(data=-1, fsdp=1, context=1, tensor=1))
-  path = epath.Path(model)
-  if not path.exists():
-    raise UserError(f"--model is {model}, and nothing is there: give an HF directory, a GGUF file, the working "
-                    "directory of a run or one of its checkpoints")
-  if path.parent.name == "checkpoints" and path.name.isdigit():
-    opened = _open_run(path.parent.parent, int(path.name), mesh)
-  elif (path / "checkpoints").exists():
-    opened = _open_run(path, None, mesh)
-  elif (path / "model.json").exists():
-    params, shape, tokenizer = convert.load_orbax(path, mesh)
-    opened = _Opened(params, shape, tokenizer, str(path), end_tokens(tokenizer, path / "tokenizer"))
-  else:
-    shape, tokenizer = hf.read_model_config(path), load_tokenizer(path)
-    params = hf.load_params(path, shape, np.dtype(np.float32), mesh)
-    opened = _Opened(params, shape, tokenizer, str(path), end_tokens(tokenizer, path))
-  return Policy(opened.params, opened.model, opened.tokenizer, name=opened.name, end_tokens=sorted(opened.end_tokens),
-                mesh=mesh, dtype=dtype, batch_tokens=batch_tokens)
-
-
-def _open_run(directory: epath.Path, step: int | None, mesh: jax.sharding.Mesh) -> _Opened:
-  """One step of a run, or its newest; the base model's files say what it is."""
-  workdir = Workdir(directory)
-  where = workdir.directory / "config.json"
-  try:
-    held = read_json(where)
-    base, length = config_lib.Model(**held["model"]), int(held["synthesis"]["sequence_length"])
-  except (KeyError, TypeError) as error:
-    raise UserError(f"{where} does not name the run's base model ({error}): give the working directory of a run"
-                    ) from error
-  checkpoints = Checkpoints(workdir.checkpoints)
-  steps = checkpoints.steps()
-  if not steps:
-    raise UserError(f"{workdir.checkpoints} holds no finished checkpoint: wait for the run's first one, or give its "
-                    f"base model, {base.path}")
-  if step is None:
-    step = steps[-1]
-  model = hf.read_model_config(base.path).with_rope(theta=base.rope_theta, yarn_factor=base.yarn_factor)
-  model = model.trained_on(length)
-  tokenizer = load_tokenizer(base.path)
-  params = checkpoints.restore_params(abstract_params(model, jnp.float32, mesh), step)
-  checkpoints.close()
-  return _Opened(params, model, tokenizer, f"{directory} step {step}", end_tokens(tokenizer, epath.Path(base.path)))
-
-
-def end_tokens(tokenizer, directory: epath.Path) -> set[int]:
-  """What ends a generation: the tokenizer's end token, and those of an HF directory's generation_config.json."""
-  found = {tokenizer.eos_token_id} - {None}
-  where = directory / "generation_config.json"
-  if where.exists():
-    try:
-      named = json.loads(where.read_text()).get("eos_token_id")
-      found |= set(named if isinstance(named, list) else [] if named is None else [int(named)])
-    except (ValueError, TypeError, AttributeError) as error:
-      raise UserError(f"{where} cannot be read ({error}): repair or remove it") from error
-  return found
+  return Policy(stored.load(jnp.float32, mesh), stored.config, stored.tokenizer, name=stored.name,
+                end_tokens=sorted(stored.end_tokens), mesh=mesh, dtype=dtype, batch_tokens=batch_tokens)

@@ -4,6 +4,7 @@ A GGUF file holds a byte-level BPE as its tokens, merges and kinds of token, and
 into words before merging ("pre"). Both ways give a transformers fast tokenizer, with offsets, that can be saved.
 """
 
+import json
 import os
 import pathlib
 
@@ -42,6 +43,23 @@ def load_tokenizer(path: str | os.PathLike) -> transformers.PreTrainedTokenizerF
     return transformers.PreTrainedTokenizerFast.from_pretrained(path)
   except Exception as error:  # transformers and tokenizers raise nearly anything for a damaged file
     raise UserError(f"no tokenizer can be read from {path} ({str(error).splitlines()[0]})") from error
+
+
+def end_tokens(tokenizer: transformers.PreTrainedTokenizerFast, path: str | os.PathLike) -> frozenset[int]:
+  """What ends a generation: the tokenizer's end token, and those of an HF directory's generation_config.json.
+
+  Raises:
+    UserError: that file is damaged.
+  """
+  found = {tokenizer.eos_token_id} - {None}
+  where = pathlib.Path(path) / "generation_config.json"
+  if where.exists():
+    try:
+      named = json.loads(where.read_text()).get("eos_token_id")
+      found |= set(named if isinstance(named, list) else [] if named is None else [int(named)])
+    except (ValueError, TypeError, AttributeError) as error:
+      raise UserError(f"{where} cannot be read ({error}): repair or remove it") from error
+  return frozenset(found)
 
 
 def encode(tokenizer: transformers.PreTrainedTokenizerFast, text: str) -> tuple[np.ndarray, np.ndarray]:

@@ -33,31 +33,25 @@ class Restored(NamedTuple):
 class Checkpoints:
   """The folder of one run's checkpoints."""
 
-  def __init__(self, directory: epath.PathLike, *, keep_newest: int | None = None,
-               keep: Callable[[int], bool] = lambda step: True):
+  def __init__(self, directory: epath.PathLike, *, keep_newest: int, keep: Callable[[int], bool]):
     """Opens or makes the folder and removes what a killed save left behind.
 
     Args:
       directory: `checkpoints/` of the working directory.
-      keep_newest: how many of the newest checkpoints stay. None opens the folder only to read from it: a run that goes
-        on meanwhile loses nothing.
+      keep_newest: how many of the newest checkpoints stay.
       keep: steps for which it is true stay for good.
     """
     self._directory = epath.Path(directory).absolute()
-    if keep_newest is not None:
-      _remove_unfinished(self._directory)
+    _remove_unfinished(self._directory)
     registry = DefaultCheckpointHandlerRegistry()
     # Uncompressed: random-looking float32 shrinks by a tenth, which costs 3x the time and, for a state of
     # 1.2 GiB, 1.1 GiB of host memory (measured on two cores).
     handler = ocp.PyTreeCheckpointHandler(use_compression=False)
     registry.add("state", ocp.args.PyTreeSave, handler)
     registry.add("state", ocp.args.PyTreeRestore, handler)
-    if keep_newest is None:
-      options = ocp.CheckpointManagerOptions(read_only=True)
-    else:
-      policies = [preservation_policy.LatestN(keep_newest), _KeepSteps(keep)]
-      options = ocp.CheckpointManagerOptions(
-          preservation_policy=preservation_policy.AnyPreservationPolicy(policies), cleanup_tmp_directories=True)
+    policies = [preservation_policy.LatestN(keep_newest), _KeepSteps(keep)]
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=preservation_policy.AnyPreservationPolicy(policies), cleanup_tmp_directories=True)
     self._manager = ocp.CheckpointManager(self._directory, options=options, handler_registry=registry)
 
   def steps(self) -> list[int]:

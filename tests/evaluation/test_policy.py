@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import checkpoints
 import jax
@@ -217,7 +218,7 @@ def run(folders, tmp_path_factory):
   workdir.claim(dataclasses.replace(config, model=model))
   shape = hf.read_model_config(base)
   params = hf.load_params(base, shape, jnp.float32)
-  saving = Checkpoints(workdir.checkpoints, keep_newest=2)
+  saving = Checkpoints(workdir.checkpoints, keep_newest=2, keep=lambda step: False)
   for step, scale in ((2, 1.0), (4, 2.0)):
     changed = params | {"head": params["head"] * scale}
     saving.save(step, TrainState(jnp.int32(step), changed, {"mu": jnp.zeros(3)}), {}, {})
@@ -231,7 +232,7 @@ def test_a_run_is_opened_at_its_newest_checkpoint_or_at_one(run, folders):
   of_step = {}
   for path, step in ((run.directory, 4), (run.checkpoints / "2", 2)):
     policy = open_small(path)
-    assert policy.name == f"{run.directory} step {step}" and policy.window == 64
+    assert policy.name == f"{run.directory} (step {step})" and policy.window == 64
     of_step[step] = policy.token_nlls([row])[0]
   base = hf.read_model_config(folders["llama"]).with_rope(2e4, None)
   params = hf.load_params(folders["llama"], base, jnp.float32)
@@ -260,14 +261,14 @@ def test_an_orbax_directory_of_convert_is_opened(folders, tmp_path):
 def test_what_cannot_be_opened_is_told_in_one_sentence(run, folders, tmp_path):
   (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
   (tmp_path / "empty" / "config.json").write_text((run.directory / "config.json").read_text())
-  for path, words in ((tmp_path / "no", "nothing is there"), (tmp_path / "empty", "no finished checkpoint"),
-                      (run.checkpoints / "2" / ".." / "3", "nothing is there")):
+  for path, words in ((tmp_path / "no", "No such file or directory"), (tmp_path / "empty", "checkpoints has none"),
+                      (run.checkpoints / "3", "3 is no whole checkpoint; .*checkpoints has step 2, 4")):
     with pytest.raises(UserError, match=words):
       open_small(path)
-  (run.checkpoints / "3").mkdir()
-  with pytest.raises(UserError, match=r"checkpoints/3 cannot be restored"):
+  (run.checkpoints / "3" / "state").mkdir(parents=True)
+  with pytest.raises(UserError, match=r"checkpoints/3/state cannot be read"):
     open_small(run.checkpoints / "3")
-  (run.checkpoints / "3").rmtree()
+  shutil.rmtree(run.checkpoints / "3")
 
 
 @pytest.mark.parametrize(("prompts", "new", "words"), [

@@ -26,7 +26,12 @@ def whole_config(rounds=2, **changes) -> config_lib.Config:
   """Only `seed`, `rounds`, `synthesis`, `training` and `mesh` matter to training; the rest must merely be valid."""
   source = config_lib.Source(name="a", kind="text", path="x", id_field="id", text_field="text", split="")
   return config_lib.Config(
-      seed=3, rounds=rounds,
+      seed=3, rounds=rounds, method="policylong",
+      method_options=config_lib.MethodOptions(
+          search="embeddings", nextlong_k=None, nextlong_position="head", quest_least_score=3.0,
+          quest_split_ratio=0.2, utk_share=0.3, prolong_long_share=0.6),
+      eval=config_lib.Eval(tasks=(), lengths=(), samples=1, protocol="nvidia", documents=source, short_window=1,
+                           ruler_dir=""),
       model=config_lib.Model(path="x", sha256="", rope_theta=None, yarn_factor=None, scoring_dtype="float32"),
       corpus=config_lib.Corpus(sources=(source,), root_sources=("a",), chunk_chars=2048, cache_dir="x"),
       retrieval=config_lib.Retrieval(
