@@ -106,11 +106,12 @@ def main() -> None:
   logging.getLogger("policylong").setLevel(logging.INFO)
   tasks = [task.strip() for task in arguments.tasks.split(",") if task.strip()]
   # after the flags: --help and mistakes answer at once
-  from policylong import hosts
+  from policylong import hardware, hosts
   from policylong.evaluation import results
   from policylong.evaluation.benchmarks import claimants, evaluate
   from policylong.evaluation.policy import load_policy
 
+  hardware.spread_over_cores()
   claimants(tasks)  # a misspelt name should not wait for the weights
   with hosts.joined(arguments.coordinator_address, arguments.num_processes, arguments.process_id, 0):
     policy = load_policy(arguments.model, dtype=arguments.dtype)
