@@ -96,6 +96,17 @@ def test_the_ring_sends_before_it_computes():
   assert kernels == 3 + 2 * 4 and overlapping >= kernels - 3, done.stdout
 
 
+def test_generation_on_a_tpu_writes_into_its_cache_and_copies_none_of_it():
+  """A cache at 128K is gigabytes a row; left alone the compiler keeps a second one in another order of dimensions."""
+  done = run("tests.model.generate_on_tpu")
+  assert done.returncode == 0, done.stderr[-2000:]
+  found = {name: values for name, *values in map(str.split, done.stdout.splitlines())}
+  cache = int(found["cache"][0])
+  assert cache == 2 * 4 * 2 * 2 * (16384 + 128) * 128 * 2  # k and v, layers, rows of a device, heads
+  for name, kernel in (("prefill", "True"), ("insert", "False"), ("decode", "False")):
+    assert int(found[name][0]) < 0.1 * cache and found[name][1] == kernel
+
+
 def test_the_clocks_of_the_chips_agree_with_their_peaks():
   """A large product cannot beat the peak, and the compiler does not expect it to miss it by half."""
   done = run("tests.matmul_on_tpus")

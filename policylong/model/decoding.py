@@ -19,6 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
@@ -26,6 +27,8 @@ from policylong.attention.cached import chunk_attention, token_attention
 from policylong.likelihood.streaming import logits_of
 from policylong.mesh import AXES
 from policylong.model.qwen import Decoder, ModelConfig, Params, output_matrix
+
+_ROW_MAJOR = Layout(major_to_minor=(0, 1, 2, 3, 4))
 
 
 class Cache(NamedTuple):
@@ -170,7 +173,10 @@ class Programs:
 def _write(cache: Cache, layer: Int[Array, ""], k: Float[Array, "B Q K H"], v: Float[Array, "B Q K H"],
            place: Int[Array, ""]) -> tuple[Cache, Array, Array]:
   """The cache with new keys and values of a layer from `place` on, and all of that layer's [B, K, T, H]."""
-  cache = Cache(*(lax.dynamic_update_slice(whole, new.transpose(0, 2, 1, 3)[None], (layer, 0, 0, place, 0))
+  # In the order in which it lies between calls: for such a write a TPU would rather have it in another one, and copies
+  # all of it at the start and at the end of each call.
+  cache = Cache(*(with_layout_constraint(
+      lax.dynamic_update_slice(whole, new.transpose(0, 2, 1, 3)[None], (layer, 0, 0, place, 0)), _ROW_MAJOR)
                   for whole, new in zip(cache, (k, v))))
   return cache, *(lax.dynamic_index_in_dim(whole, layer, keepdims=False) for whole in cache)
 
