@@ -42,7 +42,8 @@ def claims(task: str) -> bool:
   """
   if "/" in task:
     return False
-  slip = difflib.get_close_matches(task, _OTHERS, cutoff=0.8) or f"ruler/{task}" in ruler.names()
+  slip = (difflib.get_close_matches(task, _OTHERS, cutoff=0.8)
+          or difflib.get_close_matches(f"ruler/{task}", ruler.names(), cutoff=0.95))
   return not slip or task in _names_in_lm_eval()
 
 
