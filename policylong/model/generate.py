@@ -72,7 +72,7 @@ class Generator:
     results: list[list[int]] = [[] for _ in requests]
     padded = np.full(max(8, 1 << (len(stop_ids) - 1).bit_length()), -1, np.int32)
     padded[:len(stop_ids)] = stop_ids
-    sampling = jax.device_put(Sampling(padded, np.float32(temperature), np.int32(seed)), self._programs.whole)
+    sampling = jax.device_put(Sampling(padded, np.float32(temperature), np.int32(seed % 2**31)), self._programs.whole)
     groups: dict[int, list[int]] = {}
     for i, request in enumerate(requests):
       if request.most_new > 0:
