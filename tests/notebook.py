@@ -1,8 +1,8 @@
-"""Runs a notebook's code cells from top to bottom, as a reader would: python -m tests.notebook NOTEBOOK RESULT < settings.
+"""Runs a notebook's code cells from top to bottom: python -m tests.notebook NOTEBOOK RESULT < REQUEST.
 
-Standard input: {name: value} in JSON, put in the place of the notebook's own after its cell "settings". RESULT is
-pickled: what the notebook displayed, and those of its variables that can be. What draws in a notebook, IPython, is
-replaced by something that only keeps what it is given.
+REQUEST is JSON: "settings" {name: value} take the place of the notebook's own after its cell "settings"; "names" are
+the variables that are wanted. RESULT is pickled: what the notebook displayed, and {name: value}. IPython, which draws
+in a notebook, is replaced by something that only keeps what it is given.
 """
 
 import json
@@ -12,19 +12,14 @@ import sys
 import types
 
 
+def read_cells(path: pathlib.Path) -> list[dict]:
+  """The notebook's cells, in order."""
+  return json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+
 def code_cells(path: pathlib.Path) -> dict[str, str]:
   """The source of each code cell by its id, in order."""
-  cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-  return {cell["id"]: "".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"}
-
-
-def stand_in() -> list[str]:
-  """Puts a stand-in for IPython.display into sys.modules; returns the list that will hold what is displayed."""
-  displayed: list[str] = []
-  module = types.ModuleType("IPython.display")
-  module.HTML, module.display = str, displayed.append
-  sys.modules["IPython"], sys.modules["IPython.display"] = types.ModuleType("IPython"), module
-  return displayed
+  return {cell["id"]: "".join(cell["source"]) for cell in read_cells(path) if cell["cell_type"] == "code"}
 
 
 def run(path: pathlib.Path, settings: dict) -> tuple[list[str], dict]:
@@ -33,7 +28,7 @@ def run(path: pathlib.Path, settings: dict) -> tuple[list[str], dict]:
   Raises:
     KeyError: a setting is none of the notebook's.
   """
-  displayed, variables = stand_in(), {"__name__": "__main__"}
+  displayed, variables = _stand_in_for_ipython(), {"__name__": "__main__"}
   for name, source in code_cells(path).items():
     exec(compile(source, f"{path.name}:{name}", "exec"), variables)
     if name == "settings":
@@ -43,18 +38,18 @@ def run(path: pathlib.Path, settings: dict) -> tuple[list[str], dict]:
   return displayed, variables
 
 
-def _kept(variables: dict) -> dict:
-  """Lists, dicts, numbers and our records; no modules, functions, arrays on devices."""
-  kept = {}
-  for name, value in variables.items():
-    if isinstance(value, str | int | float | list | dict) and not name.startswith("__"):
-      try:
-        kept[name] = pickle.loads(pickle.dumps(value))
-      except (pickle.PicklingError, TypeError, AttributeError):
-        continue
-  return kept
+def _stand_in_for_ipython() -> list[str]:
+  import flax.nnx  # noqa: F401 (when it is imported, it looks for a whole IPython, and must not find this one)
+
+  displayed: list[str] = []
+  module = types.ModuleType("IPython.display")
+  module.HTML, module.display = str, displayed.append
+  sys.modules["IPython"], sys.modules["IPython.display"] = types.ModuleType("IPython"), module
+  return displayed
 
 
 if __name__ == "__main__":
-  displayed, variables = run(pathlib.Path(sys.argv[1]), json.load(sys.stdin))
-  pathlib.Path(sys.argv[2]).write_bytes(pickle.dumps((displayed, _kept(variables))))
+  request = json.load(sys.stdin)
+  displayed, variables = run(pathlib.Path(sys.argv[1]), request["settings"])
+  result = displayed, {name: variables[name] for name in request["names"]}
+  pathlib.Path(sys.argv[2]).write_bytes(pickle.dumps(result))
