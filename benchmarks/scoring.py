@@ -12,6 +12,7 @@ import argparse
 import json
 import pathlib
 import subprocess
+import tempfile
 import time
 
 import jax
@@ -22,6 +23,7 @@ from policylong import hardware
 from policylong.mesh import make_mesh
 from policylong.model import hf
 from policylong.model.qwen import num_params
+from policylong.model.tokenizer import load_tokenizer
 from policylong.screening.scorer import Scorer
 
 MODEL = pathlib.Path("material/smollm2.gguf")
@@ -39,10 +41,12 @@ def main():
   tokens = np.random.default_rng(0).integers(0, 49_000, (ROWS, LENGTH)).astype(np.int32)
   config = hf.read_model_config(MODEL)
   mesh = make_mesh(config_lib.Mesh(data=-1, fsdp=1, context=1, tensor=1))
-  scorer = Scorer(hf.load_params(MODEL, config, np.dtype(np.float32)), config, mesh, dtype="bfloat16",
+  params = hf.load_params(MODEL, config, np.dtype(np.float32))
+  scorer = Scorer(params, config, mesh, dtype="bfloat16",
                   tokens_per_batch=ROWS * LENGTH // jax.device_count(), bucket_multiple=128)
-  with subprocess.Popen([arguments.torch_python, str(pathlib.Path(__file__).with_name("scoring_torch.py")), str(MODEL)],
-                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as torch:
+  with tempfile.TemporaryDirectory() as folder, subprocess.Popen(
+      other_side(arguments.torch_python, "scoring_torch.py", params, config, folder), stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE, text=True) as torch:
     torch.stdin.write(json.dumps(tokens.tolist()) + "\n")
     ours, theirs, seconds = [], [], {"ours": [], "torch": []}
     ask(torch)
@@ -78,6 +82,13 @@ def main():
         + ", mean nll {ours:.3f} and {torch:.3f} nats".format(**results["mean_nll"]))
   if arguments.json:
     pathlib.Path(arguments.json).write_text(json.dumps(results, indent=2) + "\n")
+
+
+def other_side(python, script, params, config, folder):
+  """The command of the torch side, with its model as an HF directory: of a GGUF file it would keep the weights packed,
+  and unpack them for every product."""
+  hf.export_hf(params, config, load_tokenizer(MODEL), pathlib.Path(folder) / "model")
+  return [python, str(pathlib.Path(__file__).with_name(script)), f"{folder}/model"]
 
 
 def ask(torch):

@@ -1,10 +1,10 @@
 """The other side of benchmarks/scoring.py; runs in an environment with torch and without this package.
 
-Reads the tokens (JSON) from the first line of standard input, then scores them once for each further line.
+The argument is an HF directory. It reads the tokens (JSON) from the first line of standard input, then scores them
+once for each further line.
 """
 
 import json
-import os
 import sys
 import time
 
@@ -22,9 +22,7 @@ def score(model, tokens):
 
 
 def main():
-  path = sys.argv[1]
-  model = transformers.AutoModelForCausalLM.from_pretrained(
-      os.path.dirname(path) or ".", gguf_file=os.path.basename(path), dtype=torch.bfloat16).eval()
+  model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16).eval()
   tokens = torch.tensor(json.loads(sys.stdin.readline()))
   for _ in sys.stdin:
     start = time.perf_counter()

@@ -12,11 +12,13 @@ import argparse
 import json
 import pathlib
 import subprocess
+import tempfile
 import time
 
 import jax
 import numpy as np
 
+from benchmarks.scoring import MODEL, other_side
 from policylong import config as config_lib
 from policylong import hardware
 from policylong.mesh import make_mesh
@@ -25,8 +27,6 @@ from policylong.training.flops import train_flops_per_token
 from policylong.training.optimizer import make_optimizer
 from policylong.training.state import abstract_state, initial_state
 from policylong.training.step import make_batch, make_train_step, token_sharding
-
-MODEL = pathlib.Path("material/smollm2.gguf")
 
 
 def main():
@@ -38,10 +38,13 @@ def main():
   arguments = parser.parse_args()
 
   tokens = np.random.default_rng(0).integers(0, 49_000, (1, 1, arguments.length)).astype(np.int32)
-  step = our_step(tokens)
+  config = hf.read_model_config(MODEL)
+  params = hf.load_params(MODEL, config, np.dtype(np.float32))
   losses, seconds = {}, {"ours": [], "torch": []}
-  other_side = [arguments.torch_python, str(pathlib.Path(__file__).with_name("training_torch.py")), str(MODEL)]
-  with subprocess.Popen(other_side, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as torch:
+  with tempfile.TemporaryDirectory() as folder, subprocess.Popen(
+      other_side(arguments.torch_python, "training_torch.py", params, config, folder), stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE, text=True) as torch:
+    step = our_step(tokens, config, params)
     torch.stdin.write(json.dumps(tokens[0].tolist()) + "\n")
     for turn in range(arguments.turns + 1):
       time.sleep(1)  # torch's and XLA's threads go on spinning for a while after their work
@@ -59,7 +62,7 @@ def main():
     torch.stdin.close()
   best = {name: min(values) for name, values in seconds.items()}
   peak = hardware.peak_flops(jax.local_devices())
-  flops = arguments.length * train_flops_per_token(hf.read_model_config(MODEL), arguments.length)
+  flops = arguments.length * train_flops_per_token(config, arguments.length)
   results = {"ratio": best["torch"] / best["ours"], "seconds": best, "losses": losses, "peak_gflops": peak / 1e9,
              "ours_share_of_peak": flops / best["ours"] / peak, "torch_share_of_peak": flops / best["torch"] / peak}
   print(f"{results['ratio']:.2f} times as fast as transformers + torch at {arguments.length} tokens: "
@@ -70,9 +73,8 @@ def main():
     pathlib.Path(arguments.json).write_text(json.dumps(results, indent=2) + "\n")
 
 
-def our_step(tokens):
-  """A function that makes one more step on the same tokens and returns its loss."""
-  config = hf.read_model_config(MODEL)
+def our_step(tokens, config, params):
+  """A function that makes one more step on the same tokens and returns its loss; takes the parameters over."""
   training = config_lib.Training(
       steps_per_round=100, batch_size=1, accumulation=1, peak_learning_rate=1e-5, warmup_fraction=0.0, schedule="run",
       adam_b1=0.9, adam_b2=0.95, weight_decay=0.1, clip_norm=1.0, compute_dtype="bfloat16", remat="all_but_products",
@@ -80,7 +82,7 @@ def our_step(tokens):
   mesh = make_mesh(config_lib.Mesh(data=1, fsdp=1, context=1, tensor=1))
   optimizer = make_optimizer(training, 1, config)
   batch = jax.device_put(make_batch(tokens, 1), token_sharding(mesh, tokens.shape))
-  state = [initial_state(hf.load_params(MODEL, config, np.dtype(np.float32)), optimizer,
+  state = [initial_state(params, optimizer,
                          abstract_state(config, optimizer, mesh))]
   train_step = make_train_step(config, training, 1, mesh)
   with jax.set_mesh(mesh):

@@ -1,10 +1,10 @@
 """The other side of benchmarks/training.py; runs in an environment with torch and without this package.
 
-Reads the tokens (JSON) from the first line of standard input, then makes one training step for each further line.
+The argument is an HF directory. It reads the tokens (JSON) from the first line of standard input, then makes one
+training step for each further line.
 """
 
 import json
-import os
 import sys
 import time
 
@@ -13,9 +13,7 @@ import transformers
 
 
 def main():
-  path = sys.argv[1]
-  model = transformers.AutoModelForCausalLM.from_pretrained(
-      os.path.dirname(path) or ".", gguf_file=os.path.basename(path), dtype=torch.float32)
+  model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
   optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1)
   tokens = torch.tensor(json.loads(sys.stdin.readline()))
   for _ in sys.stdin:

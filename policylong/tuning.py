@@ -154,7 +154,8 @@ class _Preparation:
     def examples() -> Iterator[tuple[np.ndarray, np.ndarray]]:
       for conversation in self._read(f"packing: {name.replace('_', ' ')}"):
         if conversation.reason:
-          self._skipped[conversation.reason] += not wanted  # both passes meet it
+          if not wanted:  # both passes meet it
+            self._skipped[conversation.reason] += 1
         elif (conversation.draw(self._seed) in held_out) is wanted:
           kept = self._examples(conversation.messages)
           self._counts[f"{name}_conversations"] += bool(kept)

@@ -45,7 +45,8 @@ def test_a_method_without_policy_screens_nothing_embeds_nothing_and_has_a_page(f
   shutil.rmtree(folder / "cache", ignore_errors=True)
   page = run(folder, tmp_path / "run", method="standard").read_text()
   round_ = tmp_path / "run" / "rounds" / "1"
-  assert {path.name for path in round_.iterdir()} == {"sequences", "sequences.parquet", "screened.json", "DONE.json"}
+  assert {path.name for path in round_.iterdir()} == {"sequences", "sequences.parquet", "screened.json", "DONE.json",
+                                                      "evaluation"}
   assert not list((folder / "cache").glob("rows-*")) and not (tmp_path / "run" / "offpolicy.parquet").exists()
   done = json.loads((round_ / "DONE.json").read_text())
   assert done["sequences"] == 8 and done["epochs"] == 1.0 and done["policy_step"] == 0
