@@ -172,11 +172,11 @@ def get_config() -> ConfigDict:
       # Benchmarks of the base model and of the policy after each round.
       "eval": {
           # ruler (13 tasks and their mean), ruler/TASK, longppl, position_loss; () for none.
-          "tasks": ("position_loss", "longppl"),
+          "tasks": ("position_loss",),
           # Lengths of prompts and documents, in tokens.
           "lengths": (2048,),
           # Prompts of a task, or documents, at each length.
-          "samples": 2,
+          "samples": 4,
           # RULER as NVIDIA's package runs it ("nvidia") or as HELMET does and the papers compared with ("helmet").
           "protocol": "nvidia",
           # Held-out text for longppl and position_loss, in the form of corpus.sources; path "" for none. Here the
