@@ -139,13 +139,13 @@ def get_config() -> ConfigDict:
       },
       "training": {
           # Optimizer steps a round.
-          "steps_per_round": 2,
+          "steps_per_round": 1,
           # Sequences a step.
-          "batch_size": 1,
+          "batch_size": 2,
           # Microbatches that a step adds up.
           "accumulation": 1,
           # Learning rate after warm-up.
-          "peak_learning_rate": 1e-4,
+          "peak_learning_rate": 2e-4,
           # Share of the schedule that warms up; then cosine to 0.
           "warmup_fraction": 0.2,
           # run: one schedule over all rounds, optimizer state carried on; round: both restart each round.
@@ -165,7 +165,7 @@ def get_config() -> ConfigDict:
           # How attention reaches the tokens of other devices of mesh.context: "gather" or "ring".
           "context_attention": "gather",
           # Steps between checkpoints; the end of a round is always one.
-          "checkpoint_every": 2,
+          "checkpoint_every": 1,
           # Newest checkpoints kept.
           "keep_checkpoints": 2,
       },
@@ -189,8 +189,9 @@ def get_config() -> ConfigDict:
           "ruler_dir": "material/ruler",
       },
       # Devices along each axis; -1: all that are left. simulated_devices: so many CPU devices (of all processes
-      # together) in the place of real ones; 0: the real ones.
-      "mesh": {"data": 1, "fsdp": 1, "context": 1, "tensor": 1, "simulated_devices": 0},
+      # together) in the place of real ones; 0: the real ones. Here one for each of two cores; on one GPU or TPU chip
+      # set data to 1 and simulated_devices to 0.
+      "mesh": {"data": 2, "fsdp": 1, "context": 1, "tensor": 1, "simulated_devices": 2},
       "report": {
           # Roots shown in full on the page, for each round.
           "roots": 4,

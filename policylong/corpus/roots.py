@@ -81,10 +81,6 @@ def pieces(tokenizer, text: str) -> list[str]:
 
 
 def _cut_at(text: str, ends: np.ndarray) -> list[str]:
-  return [text[start:end] for start, end in zip([0, *ends.tolist()], ends.tolist())]
-
-
-def _cut_at(text: str, ends: np.ndarray) -> list[str]:
   return [text[start:end] for start, end in itertools.pairwise([0, *ends.tolist()])]
 
 
