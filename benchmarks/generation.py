@@ -4,7 +4,8 @@
 
 TORCH_ENV is a Python 3.11 environment of its own: `pip install torch==2.13.0 transformers==5.23.0` (CPU builds). Both
 sides have the same weights (material/smollm2.gguf, unpacked into an HF directory) and decode greedily with a cache.
-Ours computes in bfloat16; torch in bfloat16 and in float32 (sdpa attention), and for each number the faster of its two
+Ours computes in bfloat16, on a device a core as `policylong.evaluate` does, so that one prompt alone leaves the others
+idle; torch in bfloat16 and in float32 (sdpa attention), and for each number the faster of its two
 counts. They run in turns, so that a busy machine is busy for all, and the best of each counts. That they continue alike
 is printed: the share of equal tokens before the first difference (roundings differ in bfloat16, so it is not 1).
 """
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from policylong import config as config_lib
+from policylong import hardware
 from policylong.mesh import make_mesh
 from policylong.model import hf
 from policylong.model.generate import Generator, Request
@@ -28,7 +30,7 @@ from policylong.screening.scorer import Scorer
 
 MODEL, TEXT = pathlib.Path("material/smollm2.gguf"), pathlib.Path("material/wiki.jsonl")
 # name -> (prompts, tokens of each, new tokens for each)
-TASKS = {"4K": (1, 4096, 17), "8K": (1, 8000, 17), "8 x 512": (8, 512, 33)}
+TASKS = {"2 x 4K": (2, 4096, 17), "2 x 8K": (2, 8000, 17), "1 x 4K": (1, 4096, 17), "8 x 512": (8, 512, 33)}
 DTYPES = ("bfloat16", "float32")
 
 
@@ -40,6 +42,7 @@ def main():
   parser.add_argument("--json", help="also write the numbers to this file")
   arguments = parser.parse_args()
 
+  hardware.spread_over_cores()
   config, tokenizer = hf.read_model_config(MODEL), load_tokenizer(MODEL)
   params = hf.load_params(MODEL, config, np.dtype(np.float32))
   with TEXT.open() as lines:

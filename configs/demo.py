@@ -92,7 +92,7 @@ def get_config() -> ConfigDict:
       },
       "screening": {
           # Root documents screened each round, none twice.
-          "roots_per_round": 9,
+          "roots_per_round": 8,
           # A root is at most so many tokens; of a longer document one window is read.
           "root_tokens": 192,
           # Shorter documents are no roots.
@@ -123,13 +123,13 @@ def get_config() -> ConfigDict:
           # Negatives ranked for each positive; a sequence takes as many as it has room for.
           "negatives_per_positive": 24,
           # A chunk is cut to so many tokens.
-          "max_chunk_tokens": 384,
+          "max_chunk_tokens": 320,
           # Scoring rows are padded to multiples of it.
           "bucket_multiple": 128,
           # Padded tokens that a device scores at once.
           "tokens_per_batch": 1536,
           # Roots that go through scan, retrieval and verification together; a restart repeats at most one such shard.
-          "roots_per_shard": 3,
+          "roots_per_shard": 4,
       },
       "synthesis": {
           # Tokens of a training sequence, exactly (paper: 131,072).
@@ -174,7 +174,7 @@ def get_config() -> ConfigDict:
           # ruler (13 tasks and their mean), ruler/TASK, longppl, position_loss; () for none.
           "tasks": ("position_loss",),
           # Lengths of prompts and documents, in tokens.
-          "lengths": (2048,),
+          "lengths": (1024,),
           # Prompts of a task, or documents, at each length.
           "samples": 4,
           # RULER as NVIDIA's package runs it ("nvidia") or as HELMET does and the papers compared with ("helmet").

@@ -9,6 +9,10 @@ A grid is a Python file with
 and, where a cell's numbers should be more than the run's own,
 
   def measure(workdir):      {name: number} of a finished run; called once, and kept
+
+and, where there is something to make before the first run,
+
+  def prepare():             makes it, if it is not there
 """
 
 import dataclasses
@@ -38,9 +42,11 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-  """All runs, the seeds of a cell one after the other, and what is measured of each beside its own numbers."""
+  """All runs, the seeds of a cell one after the other; what is measured of each beside its own numbers; what is made
+  before the first."""
   cells: tuple[Cell, ...]
   measure: Callable[[pathlib.Path], dict[str, float]] | None
+  prepare: Callable[[], None] | None
 
 
 def read_grid(path: str) -> Grid:
@@ -69,7 +75,7 @@ def read_grid(path: str) -> Grid:
       found[cell.folder] = cell
   if not found:
     raise UserError(f"{path} has no cell: cells() and SEEDS must yield at least one each")
-  return Grid(tuple(found.values()), getattr(module, "measure", None))
+  return Grid(tuple(found.values()), getattr(module, "measure", None), getattr(module, "prepare", None))
 
 
 def _config(path: str, name: str, values: dict, changes: Mapping[str, object]) -> config_lib.Config:

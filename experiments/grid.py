@@ -34,15 +34,22 @@ def main() -> None:
   if arguments.cell:
     run_here(_named(grid, arguments.cell), grid, arguments.workdir)
     return
-  for number, cell in enumerate(grid.cells, start=1):
-    print(f"cell {number} of {len(grid.cells)}: {cell.folder}", flush=True)
-    run(cell, arguments.grid, arguments.workdir)
-    write_results(grid, arguments.workdir)
+  run_all(grid, arguments.grid, arguments.workdir)
   print((arguments.workdir / "table.md").read_text())
   failed = [cell.folder for cell in grid.cells if "error" in read_json(outcome_path(cell, arguments.workdir))]
   if failed:
     raise UserError(f"{len(failed)} of {len(grid.cells)} runs failed ({', '.join(failed)}): "
                     f"{arguments.workdir}/table.md says why; start the same command again to try them again")
+
+
+def run_all(grid: Grid, path: str, directory: pathlib.Path) -> None:
+  """Runs what has no numbers yet; the table is there after each cell."""
+  if grid.prepare:
+    grid.prepare()
+  for number, cell in enumerate(grid.cells, start=1):
+    print(f"cell {number} of {len(grid.cells)}: {cell.folder}", flush=True)
+    run(cell, path, directory)
+    write_results(grid, directory)
 
 
 def outcome_path(cell: Cell, directory: pathlib.Path) -> pathlib.Path:

@@ -11,7 +11,7 @@ from etils import epath
 from policylong.config import Source
 from policylong.errors import UserError
 from policylong.evaluation import documents, longppl, position_loss, results
-from tests.evaluation.standins import Losing
+from tests.evaluation.stand_in import Losing
 
 
 @pytest.fixture

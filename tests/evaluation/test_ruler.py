@@ -12,7 +12,7 @@ from policylong.errors import UserError
 from policylong.evaluation import results, ruler
 from policylong.evaluation.ruler_package import TASKS
 from policylong.evaluation.ruler_prompts import PromptSets
-from tests.evaluation.standins import Answering
+from tests.evaluation.stand_in import Answering
 
 # Quick generators, others for each test: needles take 11 seconds to start, for they sort nine million words.
 QUICK, QUICK_TOO = ("vt", "qa_1"), ("fwe", "cwe")
