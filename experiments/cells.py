@@ -42,7 +42,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-  """All runs, the seeds of a cell one after the other; what is measured of each beside its own numbers; what is made
+  """All runs, each seed's together; what is measured of each beside its own numbers; what is made
   before the first."""
   cells: tuple[Cell, ...]
   measure: Callable[[pathlib.Path], dict[str, float]] | None
@@ -65,10 +65,11 @@ def read_grid(path: str) -> Grid:
     if not hasattr(module, part):
       raise UserError(f"{path} has no {part}: a grid has SEEDS, get_config() and cells()")
   found: dict[str, Cell] = {}
-  for name, changes in module.cells():
-    if not re.fullmatch(r"[\w.=+-]+", name):
-      raise UserError(f"{path}: the cell name {name!r} is no name for a folder: use letters, digits and _ . = + -")
-    for seed in module.SEEDS:
+  # All cells with the first seed before any with the second: what is there early says something of each.
+  for seed in module.SEEDS:
+    for name, changes in module.cells():
+      if not re.fullmatch(r"[\w.=+-]+", name):
+        raise UserError(f"{path}: the cell name {name!r} is no name for a folder: use letters, digits and _ . = + -")
       cell = Cell(name, seed, changes, _config(path, name, module.get_config().to_dict(), {**changes, "seed": seed}))
       if cell.folder in found:
         raise UserError(f"{path}: two cells have the name {name!r}")

@@ -1,5 +1,6 @@
 """A grid goes on where it was killed, survives a cell that fails, and ends in a table that says so."""
 
+import itertools
 import json
 import math
 import os
@@ -140,3 +141,17 @@ def test_the_table_has_means_with_intervals_over_seeds(tmp_path):
   assert [row["status"] for row in rows] == ["done"] * 3 + ["waiting"] * 3
   plot = (tmp_path / "plot.svg").read_text()
   assert plot.count("<circle") == 3 and "score" in plot
+
+
+@pytest.mark.parametrize("path", [str(path.relative_to(REPOSITORY)) for path in sorted(
+    [REPOSITORY / "experiments/comparison.py", *(REPOSITORY / "experiments/ablations").glob("[a-z]*.py"),
+     *((REPOSITORY / f"experiments/small_study/{size}.py") for size in ("quick", "small", "full"))])])
+def test_the_grids_that_come_with_it_are_valid_and_no_two_cells_are_alike(path, monkeypatch):
+  monkeypatch.chdir(REPOSITORY)
+  grid = read_grid(path)
+  for seed in {cell.seed for cell in grid.cells}:
+    configs = [cell.config for cell in grid.cells if cell.seed == seed]
+    assert len(configs) > 1 and all(a != b for a, b in itertools.combinations(configs, 2))
+    # equal tokens, whatever the number of rounds
+    assert len({config.rounds * config.training.steps_per_round * config.training.batch_size
+                for config in configs}) == 1

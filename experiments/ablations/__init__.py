@@ -1,0 +1,1 @@
+"""Grids that change one thing at a time."""

@@ -1,0 +1,15 @@
+"""The study whose results are to be committed: up to two hours on 2 CPU cores.
+
+  python -m experiments.small_study --size=small
+"""
+
+from experiments.small_study.study import Size
+
+SIZE = Size("small", letters=400, speeches=8, leads=1500, length=4096, steps=30, batch=4, roots=120, rounds=3,
+            prompts=24, documents=8)
+SEEDS = (0, 1, 2)
+prepare, get_config, measure = SIZE.prepare, SIZE.get_config, SIZE.measure
+
+
+def cells():
+  return SIZE.cells(("standard", "nextlong", "entropylong", "offline", "policylong", "from_control"))

@@ -1,0 +1,109 @@
+"""What the sizes of the study have in common: the config that all cells change, and the cells.
+
+The corpus is letters (the roots), entries with their look-alikes, and some real text (corpora.py). Every cell starts
+from the same base model and reads the same number of tokens.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from configs import demo
+from experiments.small_study import base, corpora, measures, truth
+from policylong.config import METHODS
+
+DIRECTORY = pathlib.Path("runs/small_study")
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+  """How much is done.
+
+  letters, speeches, leads: documents of the corpus. steps: of training, in all rounds together, each of `batch`
+  sequences of `length` tokens. roots: screened in all rounds together. rounds: of PolicyLong. prompts: of a task at
+  each length; documents: held-out speeches.
+  """
+  name: str
+  letters: int
+  speeches: int
+  leads: int
+  length: int
+  steps: int
+  batch: int
+  roots: int
+  rounds: int
+  prompts: int
+  documents: int
+
+  @property
+  def corpus(self) -> pathlib.Path:
+    """Where the corpus lies."""
+    return DIRECTORY / f"corpus-{self.letters}-{self.speeches}-{self.leads}"
+
+  @property
+  def lengths(self) -> tuple[int, ...]:
+    """Octaves from the base model's length to `length`."""
+    return tuple(base.LENGTH << i for i in range((self.length // base.LENGTH).bit_length()))
+
+  def prepare(self) -> None:
+    """Writes the corpus if it is not there."""
+    if not (self.corpus / "truth.json").exists():
+      corpora.write_corpus(self.corpus, self.letters, self.speeches, self.leads)
+
+  def get_config(self) -> ConfigDict:
+    """PolicyLong at this size, with the paper's epsilon."""
+    config = demo.get_config()
+    config.rounds = self.rounds
+    config.model.update({"path": str(base.PATH), "sha256": ""})
+    config.corpus.update({
+        "sources": tuple({"name": name, "kind": "jsonl", "path": str(self.corpus / f"{name}.jsonl"), "id_field": "id",
+                          "text_field": "text", "split": ""} for name in ("letters", "entries", "real")),
+        # An entry is a chunk, and so is a paragraph of a letter.
+        "root_sources": ("letters",), "chunk_chars": 320, "cache_dir": str(DIRECTORY / "cache")})
+    config.retrieval.update({"embedder_max_tokens": 128, "embedder_batch": 32, "index": "exact"})
+    config.screening.update({
+        # A root with a chunk in front of it is no longer than what the base model was trained on.
+        "roots_per_round": self.roots // self.rounds, "root_tokens": 384, "min_root_tokens": 128,
+        "max_chunk_tokens": 112,
+        # The head of a letter names its places, which nothing can predict.
+        "skip_tokens": 64, "alpha": 1.0, "max_anchors_per_root": 8, "query_window": 16, "top_k": 3,
+        # A sentence of an entry is repeated by the letter, and is no copy of it.
+        "near_copy_ngram": 32, "control_chunks": 2, "epsilon": 0.4, "epsilon_from_control": None,
+        "negatives_per_positive": 16, "bucket_multiple": 64, "tokens_per_batch": 4096, "roots_per_shard": 20})
+    config.synthesis.sequence_length = self.length
+    config.training.update({
+        "steps_per_round": self.steps // self.rounds, "batch_size": self.batch, "accumulation": self.batch // 2,
+        "peak_learning_rate": 1e-3, "warmup_fraction": 0.1, "remat": "all_but_products", "checkpoint_every": 1000})
+    config.method_options.quest_least_score = 1.0
+    config.eval.tasks = ()
+    return config
+
+  def once(self) -> dict:
+    """The changes of a method that has all of its steps in one round."""
+    return {"rounds": 1, "training.steps_per_round": self.steps, "screening.roots_per_round": self.roots}
+
+  def cells(self, names: tuple[str, ...]) -> Iterator[tuple[str, dict]]:
+    """The cells of these names, in their order.
+
+    A method's name: that method. "offline": PolicyLong's sequences, all of them chosen by the base model.
+    "from_control": epsilon is set each round such that 1% of random contexts pass. "margin": a context must also beat
+    the best random one at the same anchor by 0.1.
+    """
+    control = {"screening.epsilon": None, "screening.epsilon_from_control": 0.01}
+    cells = {method: {"method": method, **({} if method == "policylong" else self.once())} for method in METHODS}
+    cells |= {"offline": self.once(), "from_control": control, "margin": {"screening.control_margin": 0.1}}
+    return ((name, cells[name]) for name in names)
+
+  def measure(self, workdir: pathlib.Path) -> dict[str, float]:
+    """Of a finished run: what its last policy can do, and what its screening did."""
+    return self.measure_model(workdir) | truth.measure(workdir, self.corpus / "truth.json")
+
+  def measure_model(self, path: pathlib.Path) -> dict[str, float]:
+    """Of a run or a model: tasks and losses."""
+    from policylong import config as config_lib
+    from policylong.mesh import make_mesh
+    mesh = make_mesh(config_lib.Mesh(data=-1, fsdp=1, context=1, tensor=1))
+    return measures.of_policy(measures.open_for_length(path, self.length, mesh), self.lengths, self.prompts,
+                              self.documents)
