@@ -1,6 +1,7 @@
 """The notebooks run from top to bottom and show what they promise, each in a process and a folder of its own."""
 
 import html
+import importlib.util
 import json
 import os
 import pathlib
@@ -20,8 +21,9 @@ QUICKSTART, LOOK_INSIDE = (REPOSITORY / "colab" / f"{name}.ipynb" for name in ("
 
 
 def run_notebook(path, folder, material, settings, names):
-  """(what it displayed, {name: value}) of a notebook that was run in `folder`, on one device as a reader would."""
+  """(what it displayed, {name: value}) of a notebook that was run in `folder`, which looks like the project's."""
   (folder / "material").symlink_to(material)
+  (folder / "configs").symlink_to(REPOSITORY / "configs")
   environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
   result = subprocess.run(
       [sys.executable, "-m", "tests.notebook", str(path), str(folder / "result")], cwd=folder, text=True,
@@ -128,41 +130,71 @@ def test_a_notebook_is_stored_without_outputs(path):
   assert code_cells(path)["set-up"] == code_cells(QUICKSTART)["set-up"]
 
 
-@pytest.fixture
-def on_colab(monkeypatch, tmp_path):
-  """Runs the set-up cell as on Colab; gives the commands that it would have run there."""
-  commands = []
+class FreshColab:
+  """Runs the set-up cell where nothing is installed, as on Colab; `commands` are those that it gave."""
 
-  def record(command, check):
-    commands.append(command)
+  def __init__(self, folder):
+    self.commands, self.folder, self.installed = [], folder, False
+
+  def run(self, command, **_):
+    self.commands.append(command)
     if command[0] == "git":
-      pathlib.Path(command[-1]).mkdir()
+      (self.folder / command[-1] / "configs").mkdir(parents=True)
+      (self.folder / command[-1] / "configs" / "demo.py").touch()
+    self.installed |= "pip" in command
+    return types.SimpleNamespace(returncode=0)
 
+  def set_up(self, repository):
+    exec(code_cells(QUICKSTART)["set-up"].replace('REPOSITORY = ""', f"REPOSITORY = {repository!r}"), {})
+
+
+@pytest.fixture
+def colab(monkeypatch, tmp_path):
+  colab = FreshColab(tmp_path)
   monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
-  monkeypatch.setattr(subprocess, "run", record)
+  monkeypatch.setattr(subprocess, "run", colab.run)
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: colab.installed or None)
   monkeypatch.setattr(sys, "path", list(sys.path))
-  monkeypatch.setenv("JAX_PLATFORMS", "")
+  for name in ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES"):
+    monkeypatch.setenv(name, "")
+    monkeypatch.delenv(name)
   monkeypatch.chdir(tmp_path)
-
-  def set_up(repository):
-    source = code_cells(QUICKSTART)["set-up"].replace('REPOSITORY = ""', f"REPOSITORY = {repository!r}")
-    exec(source, {})
-    return commands
-  return set_up
+  return colab
 
 
-def test_on_colab_the_project_is_cloned_once_and_installed(on_colab, tmp_path):
-  on_colab("https://example.org/p.git")
-  commands = on_colab("https://example.org/p.git")
-  assert [command[0] for command in commands] == ["git", sys.executable, sys.executable]
-  assert "https://example.org/p.git" in commands[0] and commands[1][1:4] == ["-m", "pip", "install"]
+def _with_gpu(monkeypatch, there):
+  exists = pathlib.Path.exists
+  monkeypatch.setattr(pathlib.Path, "exists", lambda self: there if str(self) == "/dev/nvidia0" else exists(self))
+
+
+def test_on_colab_the_project_is_cloned_once_and_installed_once(colab, monkeypatch, tmp_path):
+  _with_gpu(monkeypatch, False)
+  colab.set_up("https://example.org/p.git")
+  colab.set_up("")  # the cell again: in the clone
+  monkeypatch.chdir(tmp_path)
+  colab.set_up("")  # and after a restart of the session: beside the clone
+  (clone, install) = colab.commands
+  assert clone[0] == "git" and "https://example.org/p.git" in clone
+  assert install[:4] == (sys.executable, "-m", "pip", "install") and install[-2:] == ("-e", ".")
   assert pathlib.Path.cwd() == tmp_path / "policylong" and str(pathlib.Path.cwd()) in sys.path
-  assert os.environ["JAX_PLATFORMS"] == "cpu"
+  assert os.environ["JAX_PLATFORMS"] == "cpu" and os.environ["JAX_NUM_CPU_DEVICES"] == "2"
 
 
-def test_on_colab_a_missing_address_and_a_stale_package_are_told_in_a_sentence(on_colab, monkeypatch):
-  with pytest.raises(ValueError, match="REPOSITORY is empty"):
-    on_colab("")
+def test_on_colab_with_a_gpu_jax_is_installed_for_it_and_finds_it(colab, monkeypatch):
+  _with_gpu(monkeypatch, True)
+  colab.set_up("https://example.org/p.git")
+  assert colab.commands[-1][-1] == "jax[cuda12]"
+  assert "JAX_PLATFORMS" not in os.environ
+
+
+def test_what_is_wrong_in_the_set_up_is_told_in_a_sentence(colab, monkeypatch):
+  with pytest.raises(ValueError, match="REPOSITORY is empty: write the git address"):
+    colab.set_up("")
+  monkeypatch.setattr(subprocess, "run", lambda *_, **__: types.SimpleNamespace(
+      returncode=128, stderr="fatal: repository not found\n", stdout=""))
+  with pytest.raises(RuntimeError, match=r"git clone .*p\.git policylong failed: fatal: repository not found$"):
+    colab.set_up("https://example.org/p.git")
+  monkeypatch.setattr(subprocess, "run", colab.run)
   monkeypatch.setattr(np, "__version__", "1.0")
   with pytest.raises(RuntimeError, match="another numpy: choose Runtime > Restart session"):
-    on_colab("https://example.org/p.git")
+    colab.set_up("https://example.org/p.git")
