@@ -28,9 +28,11 @@ def run(path: pathlib.Path, settings: dict) -> tuple[list[str], dict]:
   Raises:
     KeyError: a setting is none of the notebook's.
   """
-  displayed, variables = _stand_in_for_ipython(), {"__name__": "__main__"}
+  displayed, variables = [], {"__name__": "__main__"}
   for name, source in code_cells(path).items():
     exec(compile(source, f"{path.name}:{name}", "exec"), variables)
+    if name == "set-up":  # which says how JAX is to be imported
+      _stand_in_for_ipython(displayed)
     if name == "settings":
       if unknown := settings.keys() - variables.keys():
         raise KeyError(f"{path.name} has no settings {sorted(unknown)}")
@@ -38,14 +40,12 @@ def run(path: pathlib.Path, settings: dict) -> tuple[list[str], dict]:
   return displayed, variables
 
 
-def _stand_in_for_ipython() -> list[str]:
+def _stand_in_for_ipython(displayed: list[str]) -> None:
   import flax.nnx  # noqa: F401 (when it is imported, it looks for a whole IPython, and must not find this one)
 
-  displayed: list[str] = []
   module = types.ModuleType("IPython.display")
   module.HTML, module.display = str, displayed.append
   sys.modules["IPython"], sys.modules["IPython.display"] = types.ModuleType("IPython"), module
-  return displayed
 
 
 if __name__ == "__main__":

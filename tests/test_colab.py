@@ -32,7 +32,7 @@ def run_notebook(path, folder, material, settings, names):
   assert result.returncode == 0, result.stderr[-3000:]
   displayed, variables = pickle.loads((folder / "result").read_bytes())
   # What is displayed is a frame whose attribute srcdoc is a page.
-  return [html.unescape(frame) for frame in displayed], types.SimpleNamespace(**variables)
+  return [html.unescape(frame) for frame in displayed], types.SimpleNamespace(printed=result.stdout, **variables)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +82,7 @@ def test_the_sequence_is_full_and_holds_the_fact_before_the_text(inside):
 
 def test_what_is_shown_has_every_token_every_anchor_and_the_control(inside):
   displayed, seen = inside
+  assert "computing on 2 x cpu" in seen.printed
   shaded, offered, verified, drawn, spans = displayed
   assert shaded.count('title="token ') == len(seen.root.pieces)
   assert shaded.count(' a" title="token ') == len(seen.at_anchor)
@@ -94,6 +95,7 @@ def test_what_is_shown_has_every_token_every_anchor_and_the_control(inside):
 def _look_at_the_round(displayed, seen, folder):
   """What is true of a round whatever the policy."""
   table, accepted, drawn = displayed
+  assert "computing on 2 x cpu" in seen.printed
   own = seen.summary["acceptance"]["own"]
   assert f"{own['accepted']} of {own['pairs']}" in table
   assert accepted.count("<tr>") == len(seen.positives) + 1 == seen.summary["positives"] + 1
