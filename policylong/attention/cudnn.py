@@ -12,6 +12,9 @@ def unsuitable(q: jax.Array, platform: str, *, packed: bool, positions: bool, co
   """Why it cannot be used here, or None."""
   if platform not in ("gpu", "cuda"):
     return f"it needs an NVIDIA GPU, this is a {platform}"
+  capability = jax.local_devices()[0].compute_capability
+  if not capability[:1].isdigit() or float(capability) < 8:  # cuDNN's own bound; AMD's are names
+    return f"it needs a compute capability of 8.0 or more, this GPU has {capability}"
   if q.dtype not in (jnp.bfloat16, jnp.float16):
     return f"it computes in bfloat16 or float16, the queries are {q.dtype}"
   if q.shape[-1] % 8 or q.shape[-1] > 128:

@@ -3,6 +3,8 @@
 Tolerances, float32: 2e-6 forward and 5e-5 in gradients, for inputs of standard deviation 1.
 """
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from policylong.attention import attention as any_attention
-from policylong.attention import blockwise
+from policylong.attention import blockwise, cudnn
 from policylong.errors import UserError
 
 IMPLEMENTATIONS = ["blockwise", "reference", "splash"]
@@ -193,6 +195,13 @@ def test_memory_is_linear_in_the_length():
   # A straight line through the first two lengths meets the third, 8 times as far.
   assert sizes[2] == pytest.approx(sizes[1] + per_token * (131_072 - 16384), rel=0.02)
   assert per_token < 12 * 1024, "queries, out and their gradients: a dozen numbers a head and channel"
+
+
+@pytest.mark.parametrize(("capability", "suits"), [("7.5", False), ("8.0", True), ("12.0", True), ("gfx90a", False)])
+def test_cudnn_is_for_gpus_from_ampere_on(monkeypatch, capability, suits):
+  monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
+  reason = cudnn.unsuitable(jnp.zeros((1, 8, 2, 64), jnp.bfloat16), "gpu", packed=False, positions=False, context=False)
+  assert reason is None if suits else f"this GPU has {capability}" in reason
 
 
 def test_an_unknown_implementation_is_refused_by_name():
