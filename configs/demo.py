@@ -150,6 +150,8 @@ def get_config() -> ConfigDict:
           "warmup_fraction": 0.2,
           # run: one schedule over all rounds, optimizer state carried on; round: both restart each round.
           "schedule": "run",
+          # True: no document of a sequence sees another (ProLong's way); False: full causal attention (paper).
+          "document_masking": False,
           "adam_b1": 0.9,
           "adam_b2": 0.95,
           # Decay of weight matrices; norms and biases have none.

@@ -204,6 +204,8 @@ def paper() -> ConfigDict:
           "warmup_fraction": 0.2,
           # D. run: one schedule over all rounds, optimizer state carried on; round: both restart each round.
           "schedule": "run",
+          # True: no document of a sequence sees another (ProLong's way); False: full causal attention (P).
+          "document_masking": False,
           # AdamW (E).
           "adam_b1": 0.9,
           "adam_b2": 0.95,

@@ -29,4 +29,6 @@ def cells() -> Iterator[tuple[str, dict]]:
   for method in METHODS:
     once = {"rounds": 1, "training.steps_per_round": base.rounds * base.training.steps_per_round,
             "screening.roots_per_round": base.rounds * base.screening.roots_per_round}
-    yield method, {"method": method, **({} if method == "policylong" else once)}
+    # Its paper trains with attention that stays inside a document; the others with attention to everything before.
+    masked = {"training.document_masking": True} if method == "prolong" else {}
+    yield method, {"method": method, **({} if method == "policylong" else once), **masked}

@@ -7,7 +7,8 @@ Needs the TPU compiler (`pip install libtpu`, or `make tpu-compiler`), and neith
 folder is not there the published shape is used. A topology is a chip and the shape of its slice, "2xv5p:4x4x4" two
 such slices. Memory is what the compiler plans and can be trusted. Times are estimates: the compiler's own cycle counts
 for what it compiles, KERNEL_SHARE of the chip's peak for the attention kernels, which it cannot see into, and the full
-bandwidth of the links for collectives, none of them hidden behind computation.
+bandwidth of the links for collectives, none of them hidden behind computation. With document masking each sequence
+counts as one document, since how long they will be is in no config.
 """
 
 import dataclasses
@@ -111,7 +112,7 @@ def lowered(config, model, mesh, program: str):
     state = abstract_state(model, make_optimizer(training, config.rounds, model), mesh)
     step = make_train_step(model, training, config.rounds, mesh)
     with jax.set_mesh(mesh):
-      traced = step.trace(state, Batch(tokens, tokens))
+      traced = step.trace(state, Batch(*[tokens] * (4 if training.document_masking else 2)))
     count = math.prod(shape)
     return traced.lower(lowering_platforms=("tpu",)), count, count * flops.train_flops_per_token(model, length)
 

@@ -240,6 +240,7 @@ class Training(Recipe):
   """Training in rounds."""
   steps_per_round: int
   schedule: str
+  document_masking: bool
 
   def __post_init__(self):
     _at_least("training.steps_per_round", self.steps_per_round, 1)
@@ -264,10 +265,10 @@ class Tuning(Recipe):
     super().__post_init__()
 
   def as_training(self, sequences: int) -> Training:
-    """One round of training on so many sequences."""
+    """One round of training on so many sequences, in which no conversation sees another."""
     steps = self.steps or max(1, round(self.epochs * sequences / self.batch_size))
     shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(Recipe)}
-    return Training(**shared, steps_per_round=steps, schedule="run")
+    return Training(**shared, steps_per_round=steps, schedule="run", document_masking=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,6 +334,9 @@ class Config:
     if self.method == "entropylong" and self.rounds > 1:
       raise ConfigError(f"method is 'entropylong' and rounds is {self.rounds}: it screens once, with the base model; "
                         "set rounds to 1, and roots_per_round and steps_per_round to those of all rounds together")
+    if self.method == "utk" and self.training.document_masking:
+      raise ConfigError("method is 'utk' and training.document_masking is True: it puts a document's pieces between "
+                        "those of others, and masked they could not see each other; set it to False")
     length, root = self.synthesis.sequence_length, self.screening.root_tokens
     if length <= root:
       raise ConfigError(f"synthesis.sequence_length is {length}: it must be more than "

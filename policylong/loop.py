@@ -4,7 +4,8 @@
     policy    = the newest checkpoint (the base model at first)
     screening : scan the round's roots, retrieve for their anchors, verify, take hard negatives
     synthesis : shuffle positives and negatives in front of each root, exactly L tokens
-    training  : next-token loss on every token of these sequences
+    training  : next-token loss on every token of these sequences (with document masking: on all but the first of
+                each document, which nothing of its own predicts)
     evaluation: benchmarks of the new policy (and, before the first round, of the base model)
 
 `config.method` says how sequences are made (`synthesis.methods`); of the methods that do not ask the policy, nothing
@@ -46,7 +47,7 @@ from policylong.synthesis import storage
 from policylong.synthesis.method import Inputs, Screened
 from policylong.synthesis.methods import METHODS
 from policylong.synthesis.storage import sequence_paths, write_sequences
-from policylong.training.train import Sequences, Trainer
+from policylong.training.train import Trainer
 from policylong.workdir import Round, Workdir, read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -96,9 +97,8 @@ class _Loop:
         theta=config.model.rope_theta, yarn_factor=config.model.yarn_factor)
     self.evaluation = RoundEvaluation(config, self.model, workdir)
     self.tokenizer = load_tokenizer(config.model.path)
-    length = config.synthesis.sequence_length
-    self.trainer = Trainer(config.training, self.model, self.mesh, workdir, rounds=config.rounds, seed=config.seed,
-                           sequences=Sequences(length, packed=False, document_length=length))
+    self.trainer = Trainer(config.training, self.model, self.mesh, workdir, length=config.synthesis.sequence_length,
+                           rounds=config.rounds, seed=config.seed)
     self.corpus = open_corpus(config.corpus)
     hosts.barrier("corpus")  # which each host may have built for itself
     if hosts.is_first():
@@ -170,15 +170,17 @@ class _Loop:
     screened = self.screened(round_) if self.screens else None
     written = write_sequences(self.method.sequences(Inputs(
         config.seed, round_.index, policy_step, config.synthesis.sequence_length, read, config.method_options,
-        self.library, screened)), round_.directory)
+        self.library, screened)), round_.directory, packed=config.training.document_masking)
     if not written:
       raise UserError(f"{config.method}, round {round_.index}: none of its screening.roots_per_round = "
                       f"{config.screening.roots_per_round} roots gives a sequence, so all "
                       f"{config.synthesis.sequence_length} tokens are missing: lower screening.min_root_tokens or "
                       "take longer documents")
-    return {"sequences": written, "epochs": read / written,
-            "synthesis": storage.summarise(tables.read(round_.table("sequences")),
-                                           screened.positives if screened else ())}
+    spans = tables.read(round_.table("sequences"))
+    masked = config.training.document_masking
+    attended = storage.mean_attended_tokens(spans) if masked else config.synthesis.sequence_length
+    return {"sequences": written, "epochs": read / written, "mean_attended_tokens": attended,
+            "synthesis": storage.summarise(spans, screened.positives if screened else ())}
 
   def screened(self, round_: Round) -> Screened:
     """What the policy said, from the round's tables."""
@@ -189,9 +191,11 @@ class _Loop:
 
   def train(self, round_: Round) -> None:
     """Trains to the end of the round, then marks the round as done."""
-    self.state = self.trainer.train_round(self.state, round_.index, sequence_paths(round_.sequences))
+    counts = read_json(round_.screened_path)
+    self.state = self.trainer.train_round(self.state, round_.index, sequence_paths(round_.sequences),
+                                          counts["mean_attended_tokens"])
     if hosts.is_first():
-      round_.finish(read_json(round_.screened_path))
+      round_.finish(counts)
     hosts.barrier("trained")
 
   def evaluate(self, index: int) -> None:

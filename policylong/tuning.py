@@ -30,7 +30,7 @@ from policylong.stored import StoredModel, describe, open_model
 from policylong.synthesis.packing import pack
 from policylong.synthesis.storage import read_tokens, sequence_paths, write_records
 from policylong.training.held_out import HeldOut
-from policylong.training.train import Sequences, Trainer
+from policylong.training.train import Trainer
 from policylong.workdir import Workdir, read_json, write_atomically, write_json
 
 log = logging.getLogger(__name__)
@@ -64,8 +64,7 @@ def run(config: config_lib.FineTuning, directory) -> dict:
     log_counts(counts, config)
   training = config.training.as_training(counts["sequences"])
   length = config.data.sequence_length
-  trainer = Trainer(training, model.config, mesh, workdir, rounds=1, seed=config.seed,
-                    sequences=Sequences(length, packed=True, document_length=counts["mean_attended_tokens"]))
+  trainer = Trainer(training, model.config, mesh, workdir, length=length, rounds=1, seed=config.seed)
   state = trainer.restore_latest() or trainer.initial(model.load(np.float32, mesh))
   held_out = None
   if counts["held_out_sequences"]:
@@ -79,7 +78,7 @@ def run(config: config_lib.FineTuning, directory) -> dict:
     if hosts.is_first():
       write_json(workdir.held_out_json, {"tokens": loss.tokens, "before": loss.nats})
       log.info("held-out answers: %.4f nats a token before (%d tokens)", loss.nats, loss.tokens)
-  state = trainer.train_round(state, 1, sequence_paths(workdir.sequences))
+  state = trainer.train_round(state, 1, sequence_paths(workdir.sequences), counts["mean_attended_tokens"])
   after = held_out and held_out.loss(state.params).nats
   if hosts.is_first():
     found = {**read_json(workdir.held_out_json), "after": after} if held_out else None

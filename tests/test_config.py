@@ -19,9 +19,11 @@ def _changed(**changes):
   return values
 
 
-def test_the_demo_config_is_valid_and_survives_json():
-  config = config_lib.parse(get_config())
+@pytest.mark.parametrize("changes", [{}, {"training__document_masking": True}])
+def test_the_demo_config_is_valid_and_survives_json(changes):
+  config = config_lib.parse(_changed(**changes))
   assert config_lib.parse(json.loads(config_lib.to_json(config))) == config
+  assert config.training.document_masking is bool(changes)
 
 
 @pytest.mark.parametrize("changes, words", [
@@ -51,6 +53,8 @@ def test_the_demo_config_is_valid_and_survives_json():
     ({"rounds": 0}, ["rounds is 0", "at least 1"]),
     ({"method": "policyshort"}, ["method is 'policyshort'", "policylong, entropylong, nextlong"]),
     ({"method": "entropylong"}, ["method is 'entropylong' and rounds is 2", "set rounds to 1"]),
+    ({"method": "utk", "training__document_masking": True}, ["'utk'", "training.document_masking is True", "to False"]),
+    ({"training__document_masking": 1}, ["training.document_masking is 1", "type bool"]),
     ({"method_options__search": "grep"}, ["method_options.search is 'grep'", "embeddings, bm25"]),
     ({"method_options__nextlong_k": 0}, ["method_options.nextlong_k is 0", "at least 1"]),
     ({"method_options__nextlong_position": "middle"}, ["nextlong_position is 'middle'", "head, tail, random"]),

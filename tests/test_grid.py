@@ -115,6 +115,7 @@ def test_the_comparison_has_every_method_with_the_same_tokens():
   assert len({cell.config.rounds * cell.config.training.steps_per_round * cell.config.training.batch_size
               * cell.config.synthesis.sequence_length for cell in grid.cells}) == 1
   assert len({cell.config.corpus.cache_dir for cell in grid.cells}) == 1
+  assert {cell.name for cell in grid.cells if cell.config.training.document_masking} == {"prolong"}
 
 
 def test_the_interval_covers_the_true_mean_as_often_as_it_says():

@@ -3,11 +3,14 @@
 import json
 import shutil
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from policylong import config as config_lib
 from policylong import loop
 from policylong.errors import UserError
+from policylong.synthesis.storage import read_tokens, sequence_paths
 from tests.small_run import make_small_run, small_config
 from tests.test_resume import run_main
 
@@ -52,6 +55,31 @@ def test_a_method_without_policy_screens_nothing_embeds_nothing_and_has_a_page(f
   assert done["sequences"] == 8 and done["epochs"] == 1.0 and done["policy_step"] == 0
   assert "standard" in page and "is missing" not in page and "small-scale thresholds" not in page
   assert "none screened" in page
+
+
+def test_with_document_masking_a_run_trains_on_its_documents_apart(folder, tmp_path):
+  pages = {masked: run(folder, tmp_path / str(masked), method="standard", **{"training.document_masking": masked})
+           for masked in (True, False)}
+  rounds = {masked: tmp_path / str(masked) / "rounds" / "1" for masked in pages}
+  assert (rounds[True] / "sequences.parquet").read_bytes() == (rounds[False] / "sequences.parquet").read_bytes()
+  rows = pq.read_table(rounds[True] / "sequences.parquet").to_pylist()
+  packed = read_tokens(sequence_paths(rounds[True] / "sequences")).reshape(8, 3, 256)
+  assert (packed[:, 0] == read_tokens(sequence_paths(rounds[False] / "sequences"))).all() and packed[:, 2].all()
+  lengths = []
+  for number, segments in enumerate(packed[:, 1]):
+    # Plain concatenation has one span a document.
+    own = [row["end"] - row["start"] for row in rows if row["sequence"] == number]
+    assert [int((segments == i).sum()) for i in range(1, len(own) + 1)] == own and (np.diff(segments) >= 0).all()
+    lengths += own
+  assert len(lengths) > 8  # some sequences join documents
+  attended = {masked: json.loads((rounds[masked] / "DONE.json").read_text())["mean_attended_tokens"]
+              for masked in pages}
+  assert attended == {True: pytest.approx(sum(n * n for n in lengths) / (8 * 256)), False: 256}
+  losses = {masked: [json.loads(line)["loss"] for line in (tmp_path / str(masked) / "metrics.jsonl").read_text()
+                     .splitlines()] for masked in pages}
+  assert len(losses[True]) == 4 and np.isfinite(losses[True]).all() and losses[True] != losses[False]
+  assert "no document sees another" in pages[True].read_text()
+  assert "no document sees another" not in pages[False].read_text()
 
 
 def test_a_method_without_policy_is_resumed_like_any_other(folder, tmp_path):

@@ -282,6 +282,7 @@ def test_both_configs_are_valid_and_epochs_make_steps():
   assert small.training.as_training(101).steps_per_round == 50  # 2 passes, 4 a step
   paper = config_lib.parse(sft.get_config("paper"), config_lib.FineTuning)
   assert paper.training.as_training(7).steps_per_round == 250
+  assert paper.training.as_training(7).document_masking  # no conversation sees another, whatever the config
   assert paper.training.batch_size * paper.data.sequence_length == 2 << 20
 
 

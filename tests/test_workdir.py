@@ -23,6 +23,10 @@ def test_the_same_config_claims_again_and_another_is_refused_with_the_difference
   folder.claim(_config())
   with pytest.raises(UserError, match=r"another config.*seed: 0 -> 7"):
     folder.claim(_config(seed=7))
+  values = get_config().to_dict()
+  values["training"]["document_masking"] = True
+  with pytest.raises(UserError, match=r"another config.*training\.document_masking: False -> True"):
+    folder.claim(config_lib.parse(values))
 
 
 def test_a_folder_with_other_things_is_not_taken(tmp_path):

@@ -75,7 +75,8 @@ def _header(run, links, texts):
          ("ε, accepted gain", " → ".join(dict.fromkeys(epsilons)) or NONE, _epsilon_source(run))]
         if run.screened else []),
       ("Sequence", f"{count(run.setting('synthesis.sequence_length'))} tokens",
-       f"roots of at most {count(run.setting('screening.root_tokens'))}" if run.screened else "exactly"),
+       (f"roots of at most {count(run.setting('screening.root_tokens'))}" if run.screened else "exactly")
+       + "; masked: no document sees another" * bool(run.setting("training.document_masking"))),
   ]
   cells = [element("div", element("dt", name), element("dd", value, element("small", note)))
            for name, value, note in entries]

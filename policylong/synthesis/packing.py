@@ -1,15 +1,29 @@
-"""Several conversations a sequence, each whole; none sees another.
+"""Packed sequences: of several documents or conversations, of which none sees another.
 
-A packed sequence is int32[3, L]: token ids; the conversation that each token belongs to, 1, 2, ... and 0 for what
+A packed sequence is int32[3, L]: token ids; the document that each token belongs to, 1, 2, ... and 0 for what
 fills the end up; and 1 where the token is to be learnt.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from policylong.records import LongSequence
+
 # Sequences that are filled at the same time.
 OPEN = 64
+
+
+def by_document(sequence: LongSequence) -> np.ndarray:
+  """int32[3, L]: a method's sequence, all of it to be learnt, with a new document wherever the spans' `doc_id` changes.
+
+  Contexts have the `doc_id` of the root that they serve, so a root and its contexts are one document.
+  """
+  runs = itertools.groupby(sequence.spans, key=lambda span: span.doc_id)
+  lengths = [sum(span.end - span.start for span in run) for _, run in runs]
+  numbers = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+  return np.stack([sequence.tokens, numbers, np.ones_like(numbers)]).astype(np.int32)
 
 
 def pack(examples: Iterable[tuple[np.ndarray, np.ndarray]], length: int) -> Iterator[np.ndarray]:

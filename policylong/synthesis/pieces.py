@@ -1,7 +1,7 @@
 """Documents one behind the other: what the methods share that keep no blocks.
 
 A document is a span of role "root" that serves itself, so the places where `doc_id` changes are the document
-boundaries that masked attention needs. The separator behind a document belongs to its span.
+boundaries that `training.document_masking` needs. The separator behind a document belongs to its span.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
 """ProLong (arXiv 2410.02660): sequences of one long document, mixed with sequences of short ones.
 
 A share of the sequences, 60% in the paper, is cut from documents of at least L tokens, the others are documents of
-fewer tokens one behind the other. The paper trains on them with attention that stays inside a document: where one
-begins is where the spans' `doc_id` changes. Our decisions: a long document
-gives as many whole sequences as it has, its rest is dropped; the kinds alternate as evenly as the share allows.
+fewer tokens one behind the other. The paper trains on them with attention that stays inside a document, which is
+`training.document_masking`. Our decisions: a long document gives as many whole sequences as it has, its rest is
+dropped; the kinds alternate as evenly as the share allows.
 """
 
 from collections import deque

@@ -4,7 +4,8 @@
   sequences.parquet                       one row a span: `sequence` (which record), then the fields of
                                           `records.Span`; written last
 
-Packed sequences (`packing.py`) lie in such files too: a record is then 3 L numbers.
+Packed sequences (`packing.py`) lie in such files too, those of a run with document masking and conversations: a record
+is then 3 L numbers.
 
 All are the same bytes for the same sequences: array_record writes no clock and no path, and records
 are not compressed, so the bytes do not hang on a compressor's version either.
@@ -23,6 +24,7 @@ from etils import epath
 from policylong import tables
 from policylong.errors import UserError
 from policylong.records import LongSequence, Positive, Span
+from policylong.synthesis import packing
 
 # A new file is begun when one holds so much: 2,048 sequences of 32K tokens.
 SHARD_BYTES = 256 << 20
@@ -31,10 +33,15 @@ _OPTIONS = "group_size:1,uncompressed"
 _AGAIN = "delete it and start again, and it is made anew"
 
 
-def write_sequences(sequences: Iterable[LongSequence], directory: epath.PathLike) -> int:
+def write_sequences(sequences: Iterable[LongSequence], directory: epath.PathLike, packed: bool = False) -> int:
   """Writes sequences/ and sequences.parquet into `directory` and returns the number of sequences.
 
   Files of an earlier attempt are removed first. Each file appears whole or not at all, the table last.
+
+  Args:
+    sequences: of a round.
+    directory: of the round.
+    packed: whether the records are `packing.by_document` of the sequences, or their tokens.
 
   Raises:
     OSError: the disk is full, or the folder cannot be written.
@@ -47,7 +54,7 @@ def write_sequences(sequences: Iterable[LongSequence], directory: epath.PathLike
 
   def noted() -> Iterator[np.ndarray]:
     for count, sequence in enumerate(sequences):
-      yield sequence.tokens
+      yield packing.by_document(sequence) if packed else sequence.tokens
       spans.extend(sequence.spans)
       numbers.extend([count] * len(sequence.spans))
 
@@ -126,6 +133,18 @@ def read_spans(path: epath.PathLike, sequences: Iterable[int]) -> list[tuple[Spa
       raise UserError(f"{path} has no sequence {number}")
     result.append(tuple(tables.to_records(Span, rows)))
   return result
+
+
+def mean_attended_tokens(spans: pa.Table) -> float:
+  """sum(n^2) / sum(n) over the documents of n tokens that `packing.by_document` finds, from a round's table of spans.
+
+  What attention costs with document masking: as much as in sequences of that length.
+  """
+  sequence, doc_id = spans.column("sequence").to_numpy(), spans.column("doc_id").combine_chunks().dictionary_encode()
+  document = doc_id.indices.to_numpy()
+  begins = np.flatnonzero((np.diff(sequence, prepend=-1) != 0) | (np.diff(document, prepend=-1) != 0))
+  lengths = np.add.reduceat(spans.column("end").to_numpy() - spans.column("start").to_numpy(), begins)
+  return float(np.sum(lengths**2) / np.sum(lengths))
 
 
 def summarise(spans: pa.Table, positives: Sequence[Positive]) -> dict:

@@ -15,6 +15,8 @@ def nonembedding_params(config: ModelConfig) -> int:
 def train_flops_per_token(config: ModelConfig, sequence_length: float) -> float:
   """6 (N_nonembed + V D) + 6 L S N H: forward and backward of one token of a sequence of S.
 
+  Of several documents that do not see each other S is sum(n^2) / sum(n) over their lengths n.
+
   A weight costs 2 FLOPs a token forward and 4 backward. Attention at full width costs
   4 S N H a token and layer forward (scores and values), three times that with the backward, and half of
   it when the mask is causal. Recomputation by remat is not useful work and is not counted.

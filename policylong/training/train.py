@@ -33,16 +33,6 @@ class TrainingDiverged(UserError):
   """A loss or gradient norm is not a finite number; the sentence names the step."""
 
 
-class Sequences(NamedTuple):
-  """What a run's sequences are: tokens in each, and whether they are packed ones.
-
-  document_length: by what attention costs, sum(n^2) / sum(n) over documents of n tokens that do not see each other.
-  """
-  length: int
-  packed: bool
-  document_length: float
-
-
 class _Cursor(NamedTuple):
   """Where the batches stood when a checkpoint was saved."""
   step: int
@@ -59,24 +49,24 @@ class Trainer:
   """
 
   def __init__(self, training: config_lib.Training, model_config: ModelConfig, mesh: jax.sharding.Mesh,
-               workdir: Workdir, *, sequences: Sequences, rounds: int, seed: int):
+               workdir: Workdir, *, length: int, rounds: int, seed: int):
     """Opens the checkpoints; allocates nothing on the devices.
 
     Args:
-      training: the recipe of a round.
+      training: the recipe of a round; with document masking the sequences are packed ones.
       model_config: what is trained.
       mesh: on what.
       workdir: where checkpoints and metrics go.
-      sequences: what every round's are.
+      length: tokens of a sequence.
       rounds: how many there are.
       seed: of the order of the sequences.
 
     Raises:
       UserError: the mesh does not divide a dimension of the model or of the batch.
     """
-    self._training, self._sequences, self._rounds, self._seed = training, sequences, rounds, seed
+    self._training, self._length, self._rounds, self._seed = training, length, rounds, seed
     self._model_config, self._mesh, self._workdir = model_config, mesh, workdir
-    self._shape = (training.accumulation, training.batch_size // training.accumulation, sequences.length)
+    self._shape = (training.accumulation, training.batch_size // training.accumulation, length)
     self._token_sharding = token_sharding(mesh, self._shape)
     self._optimizer = make_optimizer(training, rounds, model_config)
     self._abstract = abstract_state(model_config, self._optimizer, mesh)
@@ -120,13 +110,16 @@ class Trainer:
     """The round that a state is in, or that comes next where it ends one; rounds + 1 after the last."""
     return int(state.step) // self._training.steps_per_round + 1
 
-  def train_round(self, state: TrainState, round_index: int, paths: Sequence[epath.PathLike]) -> TrainState:
+  def train_round(self, state: TrainState, round_index: int, paths: Sequence[epath.PathLike],
+                  attended: float | None = None) -> TrainState:
     """Trains to the end of the round and saves; a state that is past it comes back as it is.
 
     Args:
       state: of this round, at its start or restored in its midst; donated.
       round_index: r = 1 .. rounds.
       paths: the round's array_record files, in a fixed order.
+      attended: by what attention costs, sum(n^2) / sum(n) over the round's documents of n tokens that do not see each
+        other; None: each is a whole sequence.
 
     Returns:
       The state after step r * steps_per_round, which is also in its checkpoint.
@@ -144,7 +137,7 @@ class Trainer:
       raise ValueError(f"the state is at step {start}; round {round_index} begins at step {first}")
     batches = Batches(paths, shape=self._shape, sharding=self._token_sharding,
                       vocab_size=self._model_config.vocab_size, seed=self._seed, round_index=round_index,
-                      packed=self._sequences.packed)
+                      packed=self._training.document_masking)
     if start > first:
       if self._cursor is None or self._cursor.step != start:
         raise ValueError(f"a state in the midst of a round (step {start}) must come from this trainer's restore")
@@ -152,8 +145,8 @@ class Trainer:
     elif self._training.schedule == "round":
       state = restart_optimizer(state, self._optimizer, self._abstract)
     train_step = self._compile()
-    report = _Report(self._training, self._sequences, self._model_config, self._mesh, round_index,
-                     batches.num_sequences)
+    report = _Report(self._training, self._length, self._model_config, self._mesh, round_index,
+                     batches.num_sequences, attended or self._length)
     what = f"round {round_index}: training" if self._rounds > 1 else "training"
     # dynamic_ncols: a bar that follows the window; the rate and the time left are tqdm's own.
     bar = tqdm(total=last - first, initial=start - first, unit="step", dynamic_ncols=True, desc=what,
@@ -206,7 +199,7 @@ class Trainer:
       step = make_train_step(self._model_config, self._training, self._rounds, self._mesh)
       tokens = jax.ShapeDtypeStruct(self._shape, jnp.int32, sharding=self._token_sharding)
       with jax.set_mesh(self._mesh):
-        batch = Batch(*[tokens] * (4 if self._sequences.packed else 2))
+        batch = Batch(*[tokens] * (4 if self._training.document_masking else 2))
         self._compiled = step.lower(self._abstract, batch).compile()
       memory = self._compiled.memory_analysis()
       hosts.barrier("compiled")  # the first step's collectives have less patience
@@ -219,13 +212,13 @@ class Trainer:
 class _Report:
   """Turns a step's metrics into its line, and refuses what is not finite."""
 
-  def __init__(self, training: config_lib.Training, sequences: Sequences, model_config: ModelConfig,
-               mesh: jax.sharding.Mesh, round_index: int, num_sequences: int):
+  def __init__(self, training: config_lib.Training, length: int, model_config: ModelConfig,
+               mesh: jax.sharding.Mesh, round_index: int, num_sequences: int, attended: float):
     self._training = training
     self._round = round_index
     self._num_sequences = num_sequences
-    self._tokens = training.batch_size * sequences.length
-    self._flops_per_token = train_flops_per_token(model_config, sequences.document_length)
+    self._tokens = training.batch_size * length
+    self._flops_per_token = train_flops_per_token(model_config, attended)
     self._peak = hardware.peak_flops(list(mesh.devices.flat))
     self._clock = 0.0
 

@@ -1,8 +1,9 @@
-"""Packed sequences hold every example whole, once, apart from the others, and little else."""
+"""Packed sequences hold every example, and every document of a method's sequence, whole, once and apart."""
 
 import numpy as np
 import pytest
 
+from policylong.records import LongSequence, Span
 from policylong.synthesis import packing
 
 
@@ -44,3 +45,13 @@ def test_the_fullest_sequence_with_room_takes_an_example():
 
 def test_nothing_gives_nothing():
   assert list(packing.pack([], 8)) == []
+
+
+def test_a_root_and_its_contexts_are_one_document_and_a_new_root_begins_the_next():
+  spans = [(0, 2, "positive", "r", "c#0-9"), (2, 3, "negative", "r", "d#0-9"), (3, 5, "root", "r", ""),
+           (5, 6, "filler", "s", "e#0-9"), (6, 9, "root", "s", ""), (9, 10, "root", "r", "")]
+  sequence = LongSequence(np.arange(20, 30, dtype=np.int32), tuple(
+      Span(*span, position=-1, gain=float("nan"), rank=-1, policy_step=0) for span in spans))
+  packed = packing.by_document(sequence)
+  assert packed.dtype == np.int32 and packed.tolist() == [
+      list(range(20, 30)), [1, 1, 1, 1, 1, 2, 2, 2, 2, 3], [1] * 10]

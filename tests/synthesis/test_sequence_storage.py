@@ -16,7 +16,14 @@ from etils import epath
 from policylong.errors import UserError
 from policylong.records import LongSequence, Positive, Span
 from policylong.synthesis import storage
-from policylong.synthesis.storage import read_spans, read_tokens, sequence_paths, summarise, write_sequences
+from policylong.synthesis.storage import (
+    mean_attended_tokens,
+    read_spans,
+    read_tokens,
+    sequence_paths,
+    summarise,
+    write_sequences,
+)
 
 NAN = float("nan")
 
@@ -49,6 +56,30 @@ def test_what_is_written_is_read(tmp_path, several_files):
   assert (read_tokens(paths[1]) == tokens[3:6]).all()
   found = read_spans(tmp_path / "sequences.parquet", [6, 0])
   assert [comparable(s) for s in found] == [comparable(wanted[i].spans) for i in (6, 0)]
+
+
+def test_packed_records_hold_the_same_tokens_and_leave_the_table_as_it_is(tmp_path):
+  wanted = list(make_sequences())
+  # The first two sequences have a second document: another root behind the first one's block.
+  for i, size in ((0, 9), (1, 30)):
+    *contexts, last = wanted[i].spans
+    cut = last.end - size if last.end - size > last.start else last.start + 1
+    wanted[i] = dataclasses.replace(wanted[i], spans=(
+        *contexts, dataclasses.replace(last, end=cut), dataclasses.replace(last, start=cut, doc_id="other")))
+  assert write_sequences(wanted, tmp_path / "packed", packed=True) == write_sequences(wanted, tmp_path / "plain") == 7
+  tables = [(tmp_path / name / "sequences.parquet").read_bytes() for name in ("packed", "plain")]
+  assert tables[0] == tables[1]
+  packed = read_tokens(sequence_paths(tmp_path / "packed" / "sequences")).reshape(7, 3, 64)
+  assert (packed[:, 0] == read_tokens(sequence_paths(tmp_path / "plain" / "sequences"))).all()
+  assert (packed[:, 2] == 1).all()
+  lengths = []
+  for sequence, numbers in zip(wanted, packed[:, 1].tolist()):
+    names = [next(s.doc_id for s in sequence.spans if s.start <= t < s.end) for t in range(64)]
+    assert numbers == [1 + (name == "other") for name in names]
+    lengths += [names.count(name) for name in set(names)]
+  assert len(lengths) == 9
+  by_token = sum(n for n in lengths for _ in range(n)) / (7 * 64)  # of each token, the length of its document
+  assert mean_attended_tokens(pq.read_table(tmp_path / "packed" / "sequences.parquet")) == pytest.approx(by_token)
 
 
 def test_grain_reads_the_records_without_our_help(tmp_path, several_files):

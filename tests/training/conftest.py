@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_training import LENGTH, TINY, mesh_of, whole_config, write_sequences
 
-from policylong.training.train import Sequences, Trainer
+from policylong.training.train import Trainer
 from policylong.workdir import Workdir
 
 
@@ -28,8 +28,8 @@ def make_trainer(tmp_path):
 
   def make(folder="run", **changes):
     config = whole_config(**changes)
-    trainer = Trainer(config.training, TINY, mesh_of(), Workdir(tmp_path / folder), rounds=config.rounds,
-                      seed=config.seed, sequences=Sequences(LENGTH, packed=False, document_length=LENGTH))
+    trainer = Trainer(config.training, TINY, mesh_of(), Workdir(tmp_path / folder), length=LENGTH,
+                      rounds=config.rounds, seed=config.seed)
     trainers.append(trainer)
     key = config.rounds, dataclasses.replace(config.training, keep_checkpoints=1, checkpoint_every=1)
     if key not in COMPILED:
