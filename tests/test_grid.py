@@ -132,7 +132,8 @@ def test_the_table_has_means_with_intervals_over_seeds(tmp_path):
   path.write_text(path.read_text().replace("SEEDS = (0,)", "SEEDS = (0, 1, 2)"))
   grid = read_grid(str(path))
   (tmp_path / "outcomes").mkdir()
-  for cell, value in zip(grid.cells, (1.0, 2.0, 3.0)):
+  assert [cell.folder for cell in grid.cells] == [f"{name}-seed{seed}" for seed in (0, 1, 2) for name in "ab"]
+  for cell, value in zip((cell for cell in grid.cells if cell.name == "a"), (1.0, 2.0, 3.0)):
     (tmp_path / "outcomes" / f"{cell.folder}.json").write_text(json.dumps({"numbers": {"score": value}}))
   write_results(grid, tmp_path)
   table = (tmp_path / "table.md").read_text()
