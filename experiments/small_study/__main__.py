@@ -12,17 +12,19 @@ import pathlib
 
 from experiments import grid as grids
 from experiments.cells import read_grid
-from experiments.small_study import base, report
+from experiments.small_study import base, full, quick, report, small
+from policylong import hosts
 from policylong.errors import UserError, run_command
-from policylong.workdir import read_json, write_json
+from policylong.workdir import write_json
 
 FOLDER = pathlib.Path("experiments/small_study")
+SIZES = {module.SIZE.name: module.SIZE for module in (quick, small, full)}
 
 
 def main() -> None:
   """The command."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--size", required=True, choices=("quick", "small", "full"))
+  parser.add_argument("--size", required=True, choices=SIZES)
   parser.add_argument("--results", type=pathlib.Path, help="where results go; default: results/<size> beside this file")
   arguments = parser.parse_args()
   if not (base.PATH / "config.json").exists():
@@ -40,15 +42,9 @@ def main() -> None:
 def _measure_base(size: str, directory: pathlib.Path) -> None:
   """The untouched base model's numbers, once."""
   path = directory / "base.json"
-  if path.exists():
-    read_json(path)
-    return
-  import importlib
-
-  from policylong import hosts
-  with hosts.joined(None, None, None, 2):
-    numbers = importlib.import_module(f"experiments.small_study.{size}").SIZE.measure_model(base.PATH)
-  write_json(path, numbers)
+  if not path.exists():
+    with hosts.joined(None, None, None, 2):
+      write_json(path, SIZES[size].measure_model(base.PATH))
 
 
 if __name__ == "__main__":

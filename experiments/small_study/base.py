@@ -19,7 +19,6 @@ import pathlib
 
 import jax
 import numpy as np
-import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from configs import demo
@@ -29,6 +28,7 @@ from policylong import hosts, loop
 from policylong.errors import run_command
 from policylong.model import hf
 from policylong.model.qwen import ModelConfig, init_params
+from policylong.model.tokenizer import transformers  # as it keeps it quiet
 from policylong.stored import open_model
 
 PATH = pathlib.Path("experiments/small_study/base")

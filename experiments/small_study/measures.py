@@ -3,6 +3,8 @@
 import pathlib
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.small_study import tasks
@@ -11,6 +13,7 @@ from policylong.evaluation.longppl import short_nlls
 from policylong.evaluation.policy import Policy
 from policylong.evaluation.position_loss import buckets
 from policylong.model.tokenizer import encode
+from policylong.stored import open_model
 
 SHORT_WINDOW = 512
 
@@ -35,11 +38,8 @@ def of_policy(policy: Policy, lengths: Sequence[int], prompts: int, documents: i
   return numbers
 
 
-def open_for_length(path: pathlib.Path, length: int, mesh) -> Policy:
+def open_for_length(path: pathlib.Path, length: int, mesh: jax.sharding.Mesh) -> Policy:
   """The model in an HF directory or a run, made to read `length` tokens whether it was trained to or not."""
-  import jax.numpy as jnp
-
-  from policylong.stored import open_model
   stored = open_model(path)
   return Policy(stored.load(jnp.float32, mesh), stored.config.trained_on(length), stored.tokenizer, name=stored.name,
                 end_tokens=sorted(stored.end_tokens), mesh=mesh, dtype="bfloat16", batch_tokens=4096)

@@ -12,7 +12,9 @@ from ml_collections import ConfigDict
 
 from configs import demo
 from experiments.small_study import base, corpora, measures, truth
+from policylong import config as config_lib
 from policylong.config import METHODS
+from policylong.mesh import make_mesh
 
 DIRECTORY = pathlib.Path("runs/small_study")
 
@@ -102,8 +104,6 @@ class Size:
 
   def measure_model(self, path: pathlib.Path) -> dict[str, float]:
     """Of a run or a model: tasks and losses."""
-    from policylong import config as config_lib
-    from policylong.mesh import make_mesh
     mesh = make_mesh(config_lib.Mesh(data=-1, fsdp=1, context=1, tensor=1))
     return measures.of_policy(measures.open_for_length(path, self.length, mesh), self.lengths, self.prompts,
                               self.documents)
