@@ -191,9 +191,10 @@ def get_config() -> ConfigDict:
           "ruler_dir": "material/ruler",
       },
       # Devices along each axis; -1: all that are left. simulated_devices: so many CPU devices (of all processes
-      # together) in the place of real ones; 0: the real ones. Here one for each of two cores; on one GPU or TPU chip
-      # set data to 1 and simulated_devices to 0.
-      "mesh": {"data": 2, "fsdp": 1, "context": 1, "tensor": 1, "simulated_devices": 2},
+      # together) in the place of real ones; 0: the real ones. Here one for each of two cores, with half of
+      # the weights each (data 2 takes 7.5 GiB, fsdp 2 takes 5.3); on one GPU or TPU chip set fsdp to 1 and
+      # simulated_devices to 0.
+      "mesh": {"data": 1, "fsdp": 2, "context": 1, "tensor": 1, "simulated_devices": 2},
       "report": {
           # Roots shown in full on the page, for each round.
           "roots": 4,

@@ -42,8 +42,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-  """All runs, each seed's together; what is measured of each beside its own numbers; what is made
-  before the first."""
+  """All runs, each seed's together; what is measured of each beside its own numbers; what is made before the first."""
   cells: tuple[Cell, ...]
   measure: Callable[[pathlib.Path], dict[str, float]] | None
   prepare: Callable[[], None] | None

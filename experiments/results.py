@@ -3,7 +3,7 @@
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -72,12 +72,13 @@ def write_results(grid: Grid, directory: pathlib.Path) -> None:
 
 def markdown(by_cell: Mapping[str, list[dict]], names: Sequence[str]) -> str:
   """A row a cell; under it, what failed and why."""
-  lines = ["| " + " | ".join(("cell", "runs", *names)) + " |", "|" + "---|" * (len(names) + 2)]
+  told_rows = []
   for cell, rows in by_cell.items():
-    values = [_told([row["numbers"][name] for row in rows if name in row["numbers"]]) for name in names]
+    values = [told([row["numbers"][name] for row in rows if name in row["numbers"]]) for name in names]
     done = sum(row["status"] == "done" for row in rows)
-    lines.append("| " + " | ".join((cell, f"{done} of {len(rows)}", *values)) + " |")
-  lines += ["", "Means over seeds ± half of the 95% interval (Student's t); a single run has none."]
+    told_rows.append((cell, f"{done} of {len(rows)}", *values))
+  lines = [markdown_table(("cell", "runs", *names), told_rows), "",
+           "Means over seeds ± half of the 95% interval (Student's t); a single run has none."]
   lines += [f"\n{row['cell']}, seed {row['seed']}, failed: {row['error']}" for rows in by_cell.values() for row in rows
             if row["status"] == "failed"]
   return "\n".join(lines) + "\n"
@@ -120,8 +121,15 @@ def _panel(name, found, top):
                     fill_opacity="0.8")
 
 
-def _told(values: Sequence[float]) -> str:
-  if not values:
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+  """A Markdown table, without a line's end behind it."""
+  return "\n".join(["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads),
+                    *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def told(values: Sequence[float]) -> str:
+  """The mean and half of its 95% interval, as tables say it; a dash for nothing."""
+  if not len(values):
     return "–"
   mean, half = interval(values)
   return f"{mean:.4g}" + (f" ± {half:.2g}" if half == half else "")

@@ -1,13 +1,13 @@
 """Runs a notebook's code cells from top to bottom: python -m tests.notebook NOTEBOOK RESULT < REQUEST.
 
 REQUEST is JSON: "settings" {name: value} take the place of the notebook's own after its cell "settings"; "names" are
-the variables that are wanted. RESULT is pickled: what the notebook displayed, and {name: value}. IPython, which draws
-in a notebook, is replaced by something that only keeps what it is given.
+the variables that are wanted. RESULT is JSON: what the notebook displayed, and {name: value}, a record as a dictionary
+of its fields. IPython, which draws in a notebook, is replaced by something that only keeps what it is given.
 """
 
+import dataclasses
 import json
 import pathlib
-import pickle
 import sys
 import types
 
@@ -48,8 +48,15 @@ def _stand_in_for_ipython(displayed: list[str]) -> None:
   sys.modules["IPython"], sys.modules["IPython.display"] = types.ModuleType("IPython"), module
 
 
+def _plain(value):
+  """A record's fields, or an array's numbers."""
+  if dataclasses.is_dataclass(value):
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+  return value.tolist()
+
+
 if __name__ == "__main__":
   request = json.load(sys.stdin)
   displayed, variables = run(pathlib.Path(sys.argv[1]), request["settings"])
   result = displayed, {name: variables[name] for name in request["names"]}
-  pathlib.Path(sys.argv[2]).write_bytes(pickle.dumps(result))
+  pathlib.Path(sys.argv[2]).write_text(json.dumps(result, default=_plain), encoding="utf-8")

@@ -43,7 +43,7 @@ def small_config(folder: pathlib.Path):
   config.training.update({"steps_per_round": 4, "batch_size": 2, "checkpoint_every": 2, "peak_learning_rate": 1e-2,
                           "compute_dtype": "float32"})
   config.model.scoring_dtype = "float32"
-  config.mesh.update({"data": 1, "simulated_devices": 0})
+  config.mesh.update({"fsdp": 1, "simulated_devices": 0})
   config.eval.update({"tasks": ("position_loss", "longppl"), "lengths": (256,), "samples": 2, "short_window": 64})
   config.eval.documents.update({"kind": "jsonl", "path": str(folder / "talks.jsonl"), "id_field": "id",
                                 "text_field": "text"})

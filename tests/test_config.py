@@ -39,7 +39,7 @@ def test_the_demo_config_is_valid_and_survives_json(changes):
     ({"screening__tokens_per_batch": 600}, ["tokens_per_batch is 600", "640"]),
     ({"synthesis__sequence_length": 192}, ["sequence_length is 192", "root_tokens = 192"]),
     ({"mesh__context": 3}, ["sequence_length is 4096", "mesh.context = 3"]),
-    ({"mesh__data": 4}, ["batch_size / accumulation is 2", "mesh.data * mesh.fsdp = 4"]),
+    ({"mesh__data": 4}, ["batch_size / accumulation is 2", "mesh.data * mesh.fsdp = 8"]),
     ({"mesh__data": -1, "mesh__fsdp": -1}, ["-1 on more than one axis"]),
     ({"mesh__simulated_devices": -8}, ["mesh.simulated_devices is -8", "at least 0"]),
     ({"training__accumulation": 3}, ["batch_size is 2", "accumulation = 3"]),

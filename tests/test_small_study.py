@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from experiments.small_study import base, corpora, report, tasks, truth
+from experiments.small_study import base, corpora, measures, report, tasks, truth
 from experiments.small_study.world import RELATIONS, VALUES, World
 from policylong import tables
 from policylong.corpus.chunks import chunk_id
@@ -93,6 +93,24 @@ def test_a_prompt_and_its_answer_have_the_length_and_are_the_same_each_time(task
   assert len({tuple(prompt) for prompt, _ in prompts}) == 4
 
 
+class _Remembering(_Reader):
+  """Loses less the more it has before it: 9 nats minus a thousandth for each token."""
+
+  def token_nlls(self, rows):
+    return [np.asarray([np.nan, *(9 - np.arange(1, len(row)) / 1000)]) for row in rows]
+
+
+def test_losses_and_gaps_are_means_over_their_positions(tokenizer, monkeypatch, material):
+  monkeypatch.setattr(corpora, "MATERIAL", material)
+  found = measures.of_policy(_Remembering(tokenizer, reads=True), (512, 1024), prompts=2, documents=3)
+  places = {"loss/1-255": range(1, 256), "loss/256-511": range(256, 512), "loss/512-1023": range(512, 1024)}
+  for name, positions in places.items():
+    assert found[name] == pytest.approx(9 - np.mean(positions) / 1000)
+  # A token is read with 512 tokens before it, or up to 127 more; with all of them it gains a thousandth for each other.
+  assert found["gap/1024"] == pytest.approx(np.mean([t - (512 + t % 128) for t in range(512, 1024)]) / 1000)
+  assert found["needle/1024"] == 1.0 and "gap/512" not in found
+
+
 def test_screening_is_held_against_the_truth_as_counted_by_hand(tmp_path):
   # "ab cd ef": three told values at characters 0, 3 and 6, tokens of two characters and a space.
   (tmp_path / "truth.json").write_text(json.dumps({"letter": [[0, "a", "x"], [3, "b", "x"], [6, "c", "x"]]}))
@@ -121,7 +139,7 @@ def test_screening_is_held_against_the_truth_as_counted_by_hand(tmp_path):
   found = truth.measure(tmp_path / "run", tmp_path / "truth.json")
   wanted = {"anchored": 2 / 3, "recall": 1 / 2, "gain_source": 0.75, "gain_other": 0.25 / 3, "positives_true": 0.5,
             "negatives_unhelpful": 0.5, "precision@0.4": 2 / 3, "found@0.4": 1.0, "precision@0.6": 1.0,
-            "found@0.7": 0.5, "offpolicy": 0.5, "accepted": 0.25}
+            "found@0.7": 0.5, "offpolicy_gap": 0.5, "accepted_own": 0.25}
   assert {name: found[f"round1/{name}"] for name in wanted} == pytest.approx(wanted)
   assert "round1/precision@0.9" not in found and found["round1/found@0.9"] == 0.0
 

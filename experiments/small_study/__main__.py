@@ -33,17 +33,17 @@ def main() -> None:
   directory = arguments.results or FOLDER / "results" / arguments.size
   path = FOLDER / f"{arguments.size}.py"
   grid = read_grid(str(path))
-  _measure_base(arguments.size, directory)
+  _measure_base(arguments.size, grid.cells[0].config.mesh.simulated_devices, directory)
   grids.run_all(grid, str(path), directory)
   report.write(grid, directory, FOLDER / "findings.md")
   print(f"results: {directory / 'RESULTS.md'}")
 
 
-def _measure_base(size: str, directory: pathlib.Path) -> None:
-  """The untouched base model's numbers, once."""
+def _measure_base(size: str, devices: int, directory: pathlib.Path) -> None:
+  """The untouched base model's numbers, once, on as many simulated devices as the runs have."""
   path = directory / "base.json"
   if not path.exists():
-    with hosts.joined(None, None, None, 2):
+    with hosts.joined(None, None, None, devices):
       write_json(path, SIZES[size].measure_model(base.PATH))
 
 

@@ -2,10 +2,11 @@
 
   python -m experiments.small_study.base --workdir=runs/small_study/base
 
-Its result belongs into experiments/small_study/base/ and is not there yet: 800 steps of 8,192 tokens taught the model
-to copy names from its context, and neither they nor 300 more on letters that tell every fact taught it to look up a
-value (3.9 nats, a guess). It needs longer training; until then nothing in this folder has been run to its end.
-Hardware: 2 CPU cores, 1.7 s a step. Killed at any instant and started again, it goes on.
+Its result belongs into experiments/small_study/base/ and is not there yet, so nothing in this folder has been run to
+its end. Seen so far: 800 steps on documents where a tenth of the values could be looked up taught the model to copy
+names from its context, and neither they nor 200 more on the documents of now, where it is half of them, taught it to
+look up a value (3.9 nats, a guess). Hardware: 2 CPU cores, 1.7 s a step. Killed at any instant and started again, it
+goes on.
 
 The model is Qwen3-shaped. Half of its text is of the planted world's language (world.py: places that are used for
 nothing else), so that it may learn within 512 tokens to look a fact up; the rest is speeches and encyclopaedia leads.
@@ -25,7 +26,7 @@ from configs import demo
 from experiments.small_study import corpora
 from policylong import config as config_lib
 from policylong import hosts, loop
-from policylong.errors import run_command
+from policylong.errors import UserError, run_command
 from policylong.model import hf
 from policylong.model.qwen import ModelConfig, init_params
 from policylong.model.tokenizer import transformers  # as it keeps it quiet
@@ -65,7 +66,7 @@ def get_config(directory: pathlib.Path, steps: int) -> config_lib.Config:
                           "warmup_fraction": 0.05, "compute_dtype": "bfloat16", "remat": "all_but_products",
                           "checkpoint_every": 100})
   config.eval.tasks = ()
-  config.mesh.update({"data": 2, "simulated_devices": 2})
+  config.mesh.update({"data": 2, "fsdp": 1, "simulated_devices": 2})
   return config_lib.parse(config.to_dict())
 
 
@@ -73,12 +74,14 @@ def main() -> None:
   """The command."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--workdir", type=pathlib.Path, required=True)
-  parser.add_argument("--steps", type=int, default=1400)
+  parser.add_argument("--steps", type=int, default=4000)
   parser.add_argument("--planted", type=int, default=16000, help="documents of the planted world")
   parser.add_argument("--out", type=pathlib.Path, default=PATH, help="where the model goes, an HF directory")
   arguments = parser.parse_args()
   logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
   logging.getLogger("policylong").setLevel(logging.INFO)
+  if arguments.out.exists():
+    raise UserError(f"--out is {arguments.out}, which is there already: remove it, or name another folder")
   directory = arguments.workdir
   config = get_config(directory, arguments.steps)
   with hosts.joined(None, None, None, config.mesh.simulated_devices):

@@ -38,11 +38,6 @@ def leads() -> list[tuple[str, str]]:
     return [(record["id"], record["text"]) for record in map(json.loads, file)]
 
 
-def write_held_out(path: pathlib.Path) -> None:
-  """The held-out speeches."""
-  _write(path, speeches(held_out=True))
-
-
 def write_base_corpus(path: pathlib.Path, planted: int) -> None:
   """All real text that is not held out, and `planted` documents of a world that is used for nothing else."""
   texts = itertools.islice(training_documents(World(BASE_WORLD)), planted)

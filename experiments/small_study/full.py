@@ -1,4 +1,4 @@
-"""The study with every method, longer training and five seeds: up to ten hours on 2 CPU cores.
+"""The study with every method, longer training and five seeds; planned for ten hours on 2 CPU cores, not run yet.
 
   python -m experiments.small_study --size=full
 """

@@ -1,4 +1,4 @@
-"""The study in ten minutes: every part of it once, too small to say anything.
+"""Every part of the study once, too small to say anything; planned for ten minutes on 2 CPU cores, not run yet.
 
   python -m experiments.small_study --size=quick
 """

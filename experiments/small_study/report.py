@@ -9,7 +9,7 @@ from scipy import stats
 
 from experiments.cells import Grid
 from experiments.grid import outcome_path
-from experiments.results import interval, plot
+from experiments.results import markdown_table, plot, told
 from experiments.small_study.tasks import TASKS
 from experiments.small_study.truth import EPSILONS
 from policylong.workdir import read_json, write_atomically
@@ -17,11 +17,12 @@ from policylong.workdir import read_json, write_atomically
 _REFERENCE = "policylong"
 # Per round: name in the outcomes -> what the table calls it.
 _ROUND = {
+    "anchors_per_root": "anchors a root",
     "anchored": "told values that are anchors", "recall": "of these, source among the own candidates",
     "gain_source": "mean gain of the source", "gain_other": "mean gain of other chunks",
     "positives": "positives", "positives_true": "of these, a source", "negatives_unhelpful": "negatives, no source",
-    "accepted": "accepted, own candidates", "control": "accepted, random chunks", "epsilon": "epsilon",
-    "mean_gain": "mean gain of the accepted", "offpolicy": "rejected by the next policy"}
+    "accepted_own": "accepted, own candidates", "accepted_control": "accepted, random chunks", "epsilon": "epsilon",
+    "mean_gain": "mean gain of the accepted", "offpolicy_gap": "rejected by the next policy"}
 
 Numbers = Mapping[str, Sequence[float]]
 
@@ -67,26 +68,24 @@ def _conditions(grid: Grid, seeds: Mapping[str, Mapping]) -> str:
 
 
 def _table(cells: Mapping[str, Numbers], names: Sequence[str]) -> str:
-  lines = ["| cell | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1)]
-  lines += ["| " + " | ".join([cell, *(_told(numbers.get(name, ())) for name in names)]) + " |"
-            for cell, numbers in cells.items()]
-  return "\n".join(lines) + "\n"
+  return markdown_table(("cell", *names), [(cell, *(told(numbers.get(name, ())) for name in names))
+                                           for cell, numbers in cells.items()]) + "\n"
 
 
 def _differences(seeds: Mapping[str, Mapping[int, Mapping[str, float]]], names: Sequence[str]) -> str:
   """The reference minus each other cell, seed by seed, with what could have been seen."""
-  lines = [f"## {_REFERENCE} minus the others, seed by seed\n",
-           "In brackets the smallest true difference that so many seeds would show four times out of five, at the "
-           "spread that was seen.\n", "| minus | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1)]
+  rows = []
   for other, runs in seeds.items():
     both = sorted(runs.keys() & seeds[_REFERENCE].keys())
     if other != _REFERENCE and both:
       columns = []
       for name in names:
         values = [seeds[_REFERENCE][seed][name] - runs[seed][name] for seed in both]
-        columns.append(_told(values) + (f" ({detectable(values):.2g})" if len(values) > 1 else ""))
-      lines.append("| " + " | ".join([other, *columns]) + " |")
-  return "\n".join(lines) + "\n"
+        columns.append(told(values) + (f" ({detectable(values):.2g})" if len(values) > 1 else ""))
+      rows.append((other, *columns))
+  return (f"## {_REFERENCE} minus the others, seed by seed\n\nIn brackets the smallest true difference that so many "
+          "seeds would show four times out of five, at the spread that was seen.\n\n"
+          + markdown_table(("minus", *names), rows) + "\n")
 
 
 def detectable(differences: Sequence[float]) -> float:
@@ -99,21 +98,13 @@ def detectable(differences: Sequence[float]) -> float:
 def _rounds(cell: str, numbers: Numbers) -> str:
   """What screening did in each round, and the curve over epsilon."""
   rounds = sorted({int(name[5:].split("/")[0]) for name in numbers if name.startswith("round")})
-  lines = [f"## Screening against the truth: {cell}\n", "| | " + " | ".join(f"round {r}" for r in rounds) + " |",
-           "|" + "---|" * (len(rounds) + 1)]
-  for name, told in _ROUND.items():
-    lines.append("| " + " | ".join([told, *(_told(numbers.get(f"round{r}/{name}", ())) for r in rounds)]) + " |")
-  lines += ["\nPairs with a gain above epsilon: precision / share of the sources found.\n",
-            "| epsilon | " + " | ".join(f"round {r}" for r in rounds) + " |", "|" + "---|" * (len(rounds) + 1)]
-  for epsilon in EPSILONS:
-    curve = [" / ".join(_told(numbers.get(f"round{r}/{name}@{epsilon}", ())) for name in ("precision", "found"))
-             for r in rounds]
-    lines.append(f"| {epsilon} | " + " | ".join(curve) + " |")
-  return "\n".join(lines) + "\n"
+  heads = [f"round {r}" for r in rounds]
 
-
-def _told(values: Sequence[float]) -> str:
-  if not len(values):
-    return "–"
-  mean, half = interval(values)
-  return f"{mean:.3g}" + (f" ± {half:.2g}" if half == half else "")
+  def of_rounds(name: str) -> list[str]:
+    return [told(numbers.get(f"round{r}/{name}", ())) for r in rounds]
+  counts = markdown_table(("", *heads), [(words, *of_rounds(name)) for name, words in _ROUND.items()])
+  curve = markdown_table(("epsilon", *heads), [
+      (str(epsilon), *map(" / ".join, zip(of_rounds(f"precision@{epsilon}"), of_rounds(f"found@{epsilon}"))))
+      for epsilon in EPSILONS])
+  return (f"## Screening against the truth: {cell}\n\n{counts}\n\n"
+          f"Pairs with a gain above epsilon: precision / share of the sources found.\n\n{curve}\n")

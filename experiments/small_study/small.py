@@ -1,4 +1,4 @@
-"""The study whose results are to be committed: up to two hours on 2 CPU cores.
+"""The study whose results are to be committed; planned for two hours on 2 CPU cores, not run yet.
 
   python -m experiments.small_study --size=small
 """

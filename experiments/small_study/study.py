@@ -80,6 +80,7 @@ class Size:
         "peak_learning_rate": 1e-3, "warmup_fraction": 0.1, "remat": "all_but_products", "checkpoint_every": 1000})
     config.method_options.quest_least_score = 1.0
     config.eval.tasks = ()
+    config.mesh.update({"data": 2, "fsdp": 1, "simulated_devices": 2})
     return config
 
   def once(self) -> dict:

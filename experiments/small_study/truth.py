@@ -25,8 +25,8 @@ def measure(workdir: pathlib.Path, truth_path: pathlib.Path) -> dict[str, float]
   precision@E, found@E: of the pairs with a gain above E, those that are true; of the true pairs, those above E.
   gain_source, gain_other: mean gain of true and of other pairs. positives_true: share of the round's positives that
   are the source of something told in their letter. negatives_unhelpful: share of its hard negatives that are not.
-  accepted, control: acceptance of own candidates and of random chunks. offpolicy: share of the round's accepted
-  dependencies that the next policy would reject.
+  accepted_own, accepted_control: acceptance of own candidates and of random chunks. offpolicy_gap: share of the round's
+  accepted dependencies that the next policy would reject.
   """
   truth = json.loads(truth_path.read_text())
   folder, numbers = Workdir(workdir), {}
@@ -36,15 +36,15 @@ def measure(workdir: pathlib.Path, truth_path: pathlib.Path) -> dict[str, float]
     if "acceptance" not in done:
       return {}
     numbers |= {f"round{round_.index}/{name}": value for name, value in _of_round(round_, truth).items()}
-    numbers |= {f"round{round_.index}/accepted": done["acceptance"]["own"]["rate"],
-                f"round{round_.index}/control": done["acceptance"]["control"]["rate"],
+    numbers |= {f"round{round_.index}/accepted_own": done["acceptance"]["own"]["rate"],
+                f"round{round_.index}/accepted_control": done["acceptance"]["control"]["rate"],
                 f"round{round_.index}/epsilon": done["epsilon"], f"round{round_.index}/mean_gain": done["mean_gain"],
                 f"round{round_.index}/positives": done["positives"],
-                f"round{round_.index}/anchors_a_root": done["anchors_per_root"]}
+                f"round{round_.index}/anchors_per_root": done["anchors_per_root"]}
     if done["offpolicy"]:
-      numbers[f"round{round_.index - 1}/offpolicy"] = done["offpolicy"]["share"]
+      numbers[f"round{round_.index - 1}/offpolicy_gap"] = done["offpolicy"]["share"]
   if rounds:
-    numbers[f"round{len(rounds)}/offpolicy"] = read_json(folder.final_json)["offpolicy"]["share"]
+    numbers[f"round{len(rounds)}/offpolicy_gap"] = read_json(folder.final_json)["offpolicy"]["share"]
   return numbers
 
 

@@ -1,4 +1,5 @@
-"""Metrics, each of another value for the same answer, so that a mistaken one shows."""
+"""Metrics, in a file of the name that HELMET's own have; each of another value for the same answer, so that a mistaken
+one shows."""
 
 
 def calculate_metrics(prediction, answers):

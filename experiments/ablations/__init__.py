@@ -1,1 +1,0 @@
-"""Grids that change one thing at a time."""
