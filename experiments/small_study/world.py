@@ -2,11 +2,12 @@
 
 A gazetteer's *entry* states four facts of one place. A *letter* tells of a journey to some places and repeats one fact
 of each, so its reader needs as many entries, which lie somewhere else. For every place there is a *look-alike*: another
-place whose name begins alike, with an entry of its own and other values. Values are ordinary words, 48 for each kind of
-fact: without the entry nothing is better than a guess (3.9 nats), with it nothing is left to guess.
+place whose name begins with the same word, with an entry of its own and other values. Values are ordinary words, 48 for
+each kind of fact: without the entry nothing is better than a guess (3.9 nats), with it nothing is left to guess.
 
-A value stands right behind its place's name, because the model that has to learn it is small: what followed the same
-word before is what attention heads learn first.
+A value stands right behind its place's name, and the name's last word is one of many, because the model that has to
+learn it is small: what followed the same token before is what attention heads learn first. (With invented last words,
+which all end in one of few tokens, 9M tokens of pretraining did not teach it to look a value up.)
 
 Everything follows from a seed, and worlds of seeds that differ modulo 7 share no name.
 """
@@ -27,6 +28,14 @@ def _words(text: str) -> tuple[str, ...]:
 _STARTS = _words("b c d f g h j k l m n p r s t v w z br cr dr fl gr kl pl pr sk sl st tr")
 _VOWELS = _words("a e i o u")
 _ENDS = _words("l m n r s th nd rk st ld")
+_SECOND_WORDS = _words(
+    "Abbey Acre Avenue Bank Barn Basin Bay Beach Bend Border Bottom Bridge Brook Canal Cape Castle Cave Chapel Church "
+    "City Cliff Close Coast College Common Corner Cottage County Court Creek Cross Dale Dam Deep Desert District Dock "
+    "East Edge End Estate Falls Farm Ferry Field Flat Ford Forest Fort Gate Glen Green Grove Gulf Hall Harbor Head "
+    "Height Hill Hole Hollow House Island Junction Lake Land Lane Lodge Lower Manor Market Marsh Meadow Middle Mill "
+    "Mine Moor Mount Mouth Neck North Orchard Palace Park Parish Pass Path Peak Plain Point Pond Pool Port Quarter "
+    "Ranch Range Reach Ridge Rise River Road Rock Row Sands School Shore Side South Spring Square Station Stone Strait "
+    "Stream Street Temple Terrace Tower Town Turn Union Upper Valley Village Wall Water Way Well West Wharf Wood Yard")
 
 # The value follows the words; "{}" is the place. The same words in entries and letters: what is asked of the model is
 # to find the place, not to understand a paraphrase.
@@ -108,15 +117,15 @@ class World:
     self._seed, self._beginnings = seed, set()
 
   def twins(self) -> tuple[Place, Place]:
-    """Two places whose names begin alike, as no other's of the world does."""
+    """Two places whose names have a first word in common, which no other place of the world has."""
     while True:
       beginning = "".join(map(self._one, (_STARTS, _VOWELS, _ENDS, _VOWELS, _STARTS, _VOWELS)))
       # A name belongs to the world that its letters say, so worlds never meet.
       if beginning not in self._beginnings and sum(beginning.encode()) % 7 == self._seed % 7:
         break
     self._beginnings.add(beginning)
-    one, other = (self._place((beginning + str(end)).capitalize())
-                  for end in self._rng.choice(_ENDS, 2, replace=False))
+    one, other = (self._place(f"{beginning.capitalize()} {word}")
+                  for word in self._rng.choice(_SECOND_WORDS, 2, replace=False))
     return one, other
 
   def entry(self, place: Place) -> str:

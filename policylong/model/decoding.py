@@ -5,6 +5,9 @@ program. A prompt is read in chunks, R prompts a device at a time, into a cache 
 into one of the B slots of a device, and its first new token is chosen. Then all slots advance together, several tokens
 a call.
 
+Layers are a loop over stacked weights and a stacked cache. On CPU they stand one by one in the programs, each with its
+own weights and cache: there XLA takes a slice of a stack out of it, a copy, before it multiplies.
+
 A slot's cache has P places for the prompt and G for new tokens. All slots of a device write to the same one of these
 G at a time, one after the other and round again, so that a write is one slice; which of them are a row's own follows
 from how many tokens it has made.
@@ -32,9 +35,9 @@ _ROW_MAJOR = Layout(major_to_minor=(0, 1, 2, 3, 4))
 
 
 class Cache(NamedTuple):
-  """Rotated keys, and values."""
-  k: Float[Array, "L B K T H"]
-  v: Float[Array, "L B K T H"]
+  """Rotated keys, and values: stacked, or a tuple of L."""
+  k: Float[Array, "L B K T H"] | tuple[Float[Array, "B K T H"], ...]
+  v: Float[Array, "L B K T H"] | tuple[Float[Array, "B K T H"], ...]
 
 
 class Slots(NamedTuple):
@@ -57,6 +60,8 @@ class Sampling(NamedTuple):
 class Programs:
   """The programs of a model over a mesh. Sizes are of all devices together; caches and slots are donated.
 
+  With `apart`, params are as `qwen.layers_apart` makes them.
+
   prefill(params, cache, hidden [R, D], tokens [R, Q], last [R], start []) -> (cache, hidden): reads tokens start ..
     start + Q - 1 of R prompts; hidden is then the state of token `last` of each that was read so far.
   insert(params, cache, slots, prompts, hidden, places [R], fresh Slots [R], sampling) -> (cache, slots, tokens [R]):
@@ -66,11 +71,11 @@ class Programs:
     step, tokens [B, n]): up to n more tokens of each slot that is alive; -1 where it has ended.
   """
 
-  def __init__(self, model: ModelConfig, mesh: jax.sharding.Mesh, dtype: jnp.dtype):
-    self._model, self._mesh, self._dtype = model, mesh, dtype
+  def __init__(self, model: ModelConfig, mesh: jax.sharding.Mesh, dtype: jnp.dtype, apart: bool):
+    self._model, self._mesh, self._dtype, self._apart = model, mesh, dtype, apart
     self.rows = NamedSharding(mesh, PartitionSpec(AXES))
     self.whole = NamedSharding(mesh, PartitionSpec())
-    self.of_cache = NamedSharding(mesh, PartitionSpec(None, AXES))
+    self.of_cache = self.rows if apart else NamedSharding(mesh, PartitionSpec(None, AXES))
     whole, rows, cache = self.whole.spec, self.rows.spec, self.of_cache.spec
     self.prefill = self._compiled(self._prefill, (whole, cache, rows, rows, rows, whole), (cache, rows), donate=(1, 2))
     self.insert = self._compiled(self._insert, (whole, cache, rows, cache, rows, rows, rows, whole),
@@ -81,14 +86,15 @@ class Programs:
   def abstract_cache(self, rows: int, places: int) -> Cache:
     """Shapes and shardings of a cache."""
     model = self._model
-    leaf = jax.ShapeDtypeStruct((model.num_layers, rows, model.num_kv_heads, places, model.head_dim), self._dtype,
-                                sharding=self.of_cache)
-    return Cache(leaf, leaf)
+    layer, L = (rows, model.num_kv_heads, places, model.head_dim), model.num_layers
+    leaf = jax.ShapeDtypeStruct(layer if self._apart else (L, *layer), self._dtype, sharding=self.of_cache)
+    return Cache(*((leaf,) * L if self._apart else leaf for _ in range(2)))
 
   def empty_cache(self, rows: int, places: int) -> Cache:
     """A cache of zeros."""
-    leaf = self.abstract_cache(rows, places).k
-    make = jax.jit(lambda: Cache(*(jnp.zeros(leaf.shape, leaf.dtype) for _ in range(2))), out_shardings=self.of_cache)
+    cache = self.abstract_cache(rows, places)
+    make = jax.jit(lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), cache),
+                   out_shardings=self.of_cache)
     return make()
 
   def _compiled(self, function, arguments, results, donate):
@@ -101,8 +107,9 @@ class Programs:
 
   def _decoder(self, params: Params, tokens, positions, attend, cache):
     """(states after the final norm [B, S, D], cache): `attend` gets the cache and the layer's number."""
+    first = 0 if self._apart else jnp.int32(0)
     states, (cache, _) = Decoder(self._model, params)(tokens, positions=positions, compute_dtype=self._dtype,
-                                                      attend=attend, carried=(cache, jnp.int32(0)))
+                                                      attend=attend, carried=(cache, first))
     return states, cache
 
   def _prefill(self, params, cache, hidden, tokens, last, start):
@@ -123,11 +130,11 @@ class Programs:
     fresh = fresh._replace(token=token, made=made + 1, left=_less_one(fresh.left, token, sampling))
     for row in range(token.shape[0]):
       cache = jax.tree.map(lambda to, rows, row=row: lax.dynamic_update_slice(
-          to, rows[:, row:row + 1], (0, places[row], 0, 0, 0)), cache, prompts)
+          to, rows[..., row:row + 1, :, :, :], (*(0,) * (to.ndim - 4), places[row], 0, 0, 0)), cache, prompts)
     return cache, jax.tree.map(lambda to, rows: to.at[places].set(rows), slots, fresh), token
 
   def _decode(self, params, cache, slots, step, alive, sampling, *, prompt_places, steps):
-    B, T = slots.token.shape[0], cache.k.shape[3]
+    B, T = slots.token.shape[0], jax.tree.leaves(cache)[0].shape[-2]
     G = T - prompt_places
     slots = slots._replace(left=jnp.where(alive, slots.left, 0))
 
@@ -143,11 +150,11 @@ class Programs:
 
       def attend(q, k, v, carried):
         cache, layer = carried
-        cache, keys, values = _write(cache, layer, k, v, prompt_places + step % G)
-        return token_attention(q[:, 0], keys, values, visible)[:, None], (cache, layer + 1)
+        cache, keys, values = _write(cache, layer, k[:B], v[:B], prompt_places + step % G)
+        return _two_rows(token_attention(q[:B, 0], keys, values, visible)[:, None]), (cache, layer + 1)
       positions = (slots.length + slots.made - 1)[:, None]
-      states, cache = self._decoder(params, slots.token[:, None], positions, attend, cache)
-      token = self._next_token(params, states[:, 0], slots.made, slots.request, sampling)
+      states, cache = self._decoder(params, _two_rows(slots.token[:, None]), _two_rows(positions), attend, cache)
+      token = self._next_token(params, states[:B, 0], slots.made, slots.request, sampling)
       out = lax.dynamic_update_slice(out, jnp.where(slots.left > 0, token, -1)[:, None], (0, i))
       slots = slots._replace(token=token, made=slots.made + 1, left=_less_one(slots.left, token, sampling))
       return i + 1, cache, slots, step + 1, out
@@ -157,10 +164,7 @@ class Programs:
 
   def _next_token(self, params, states: Float[Array, "B D"], made, request, sampling: Sampling) -> Int[Array, "B"]:
     """Drawn from softmax(logits / temperature) by the row's own random numbers, or the most likely token."""
-    B = states.shape[0]
-    # XLA multiplies one row and a bfloat16 matrix five times slower than two rows on CPU.
-    logits = logits_of(jnp.pad(states, ((0, 2 - B), (0, 0))) if B == 1 else states,
-                       output_matrix(params, self._model))[:B]
+    logits = logits_of(_two_rows(states), output_matrix(params, self._model))[:states.shape[0]]
 
     def drawn():
       def draw(logits, request, made):
@@ -170,9 +174,21 @@ class Programs:
     return lax.cond(sampling.temperature > 0, drawn, lambda: jnp.argmax(logits, axis=-1).astype(jnp.int32))
 
 
-def _write(cache: Cache, layer: Int[Array, ""], k: Float[Array, "B Q K H"], v: Float[Array, "B Q K H"],
+def _two_rows(x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
+  """x, a single row with one of zeros below: on CPU XLA multiplies one row and a bfloat16 matrix five times slower."""
+  return jnp.pad(x, ((0, 1), *((0, 0),) * (x.ndim - 1))) if x.shape[0] == 1 else x
+
+
+def _write(cache: Cache, layer: Int[Array, ""] | int, k: Float[Array, "B Q K H"], v: Float[Array, "B Q K H"],
            place: Int[Array, ""]) -> tuple[Cache, Array, Array]:
   """The cache with new keys and values of a layer from `place` on, and all of that layer's [B, K, T, H]."""
+  if isinstance(cache.k, tuple):
+    # Without the barrier XLA writes twice: in place, and into a copy that attention reads.
+    keys, values = lax.optimization_barrier([
+        lax.dynamic_update_slice(whole[layer], new.transpose(0, 2, 1, 3), (0, 0, place, 0))
+        for whole, new in zip(cache, (k, v))])
+    return Cache(*((*whole[:layer], written, *whole[layer + 1:])
+                   for whole, written in zip(cache, (keys, values)))), keys, values
   # In the order in which it lies between calls: for such a write a TPU would rather have it in another one, and copies
   # all of it at the start and at the end of each call.
   cache = Cache(*(with_layout_constraint(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from policylong.model.decoding import Programs, Sampling, Slots
-from policylong.model.qwen import ModelConfig, Params
+from policylong.model.qwen import ModelConfig, Params, layers_apart
 
 # Tokens a call of the decoding program; after each the host looks for rows that have ended.
 STEPS = 16
@@ -40,15 +40,19 @@ class Generator:
     mesh: devices of this process; rows are spread over all of them.
     dtype: of weights, cache and matmul inputs; logits, softmax and sampling are float32.
     chunk_tokens: prompt tokens that a device reads at once; a power of two, 64 at least.
+    apart: whether programs have layers one by one (see `decoding`), a copy of the weights; None: on CPU.
     cache_bytes: memory for the slots' cache on a device; None takes a quarter of what the device has.
   """
 
   def __init__(self, params: Params, model: ModelConfig, mesh: jax.sharding.Mesh, *, dtype: jnp.dtype,
-               chunk_tokens: int, cache_bytes: int | None = None):
+               chunk_tokens: int, apart: bool | None = None, cache_bytes: int | None = None):
     if chunk_tokens < 64 or chunk_tokens & (chunk_tokens - 1):
       raise ValueError(f"chunk_tokens is {chunk_tokens}; it must be a power of two, 64 or more")
-    self._params, self._model, self._mesh = params, model, mesh
-    self._programs = Programs(model, mesh, jnp.dtype(dtype))
+    if apart is None:
+      apart = mesh.devices.flat[0].platform == "cpu"
+    self._params = jax.jit(layers_apart)(params) if apart else params
+    self._model, self._mesh = model, mesh
+    self._programs = Programs(model, mesh, jnp.dtype(dtype), apart)
     self._chunk = chunk_tokens
     if cache_bytes is None:
       cache_bytes = (mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit", 4 * _CACHE_BYTES) // 4

@@ -15,7 +15,7 @@ def main():
 
   config = qwen.ModelConfig("qwen2", 512, 256, 512, 4, 4, 2, 128, 1e-6, 1e4, None, 16384, True)
   mesh = make_mesh(config_lib.Mesh(data=-1, fsdp=1, context=1, tensor=1), aot.topology_devices("v5e:2x2"))
-  programs = Programs(config, mesh, jnp.dtype(jnp.bfloat16))
+  programs = Programs(config, mesh, jnp.dtype(jnp.bfloat16), apart=False)
   def rows(*shape, dtype=jnp.int32):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=programs.rows)
   def whole(*shape, dtype=jnp.int32):

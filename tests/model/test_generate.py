@@ -43,10 +43,11 @@ def loaded(models, tmp_path_factory):
   return {case: load(case) for case in seeded.CASES}
 
 
-@pytest.mark.parametrize("case", seeded.CASES)
-def test_greedy_tokens_are_those_of_transformers(case, loaded, references):
+@pytest.mark.parametrize(("case", "apart"), [*((case, True) for case in seeded.CASES), ("qwen3", False)])
+def test_greedy_tokens_are_those_of_transformers(case, apart, loaded, references):
   wanted = references[case]["greedy"]
-  found = generator_of(*loaded[case]).generate([Request(one["prompt"], 24) for one in wanted], stop_ids=[2])
+  generator = generator_of(*loaded[case], apart=apart)
+  found = generator.generate([Request(one["prompt"], 24) for one in wanted], stop_ids=[2])
   assert [tokens.tolist() for tokens in found] == [one["tokens"] for one in wanted]
 
 
@@ -135,10 +136,13 @@ def check_distribution(found, probabilities):
   assert statistic < degrees + 5 * np.sqrt(2 * degrees)
 
 
-def test_memory_of_a_long_prompt_grows_with_its_cache_and_not_with_its_square():
+@pytest.mark.parametrize("apart", [True, False])
+def test_memory_of_a_long_prompt_grows_with_its_cache_and_not_with_its_square(apart):
   config = qwen.ModelConfig("qwen2", 512, 64, 128, 4, 4, 2, 16, 1e-6, 1e4, None, 16384, True)
   params = qwen.abstract_params(config, jnp.bfloat16)
-  programs = Programs(config, mesh_of(1), jnp.dtype(jnp.bfloat16))
+  if apart:
+    params = jax.eval_shape(qwen.layers_apart, params)
+  programs = Programs(config, mesh_of(1), jnp.dtype(jnp.bfloat16), apart)
   def ints(*shape, dtype=jnp.int32):
     return jax.ShapeDtypeStruct(shape, dtype)
 
@@ -151,7 +155,8 @@ def test_memory_of_a_long_prompt_grows_with_its_cache_and_not_with_its_square():
       read = programs.prefill.lower(params, cache, ints(1, 64, dtype=jnp.bfloat16), ints(1, 512), ints(1), ints())
       decode = programs.decode.lower(params, cache, slots, ints(1), ints(1, dtype=bool), sampling,
                                      prompt_places=places - 64, steps=16)
-    return sum(leaf.size * 2 for leaf in cache), *(x.compile().memory_analysis() for x in (read, decode))
+    size = sum(leaf.size * 2 for leaf in jax.tree.leaves(cache))
+    return size, *(x.compile().memory_analysis() for x in (read, decode))
   (cache, *small), (cache2, *large) = sizes(4096), sizes(8192)
   assert cache2 == 2 * cache == 2 * (2 * 4 * 2 * 16 * 4096 * 2)
   for a, b in zip(small, large):
