@@ -12,8 +12,8 @@ round such that at most 0.5% of random contexts would pass.
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
+from policylong.config import optional
 from policylong.material import MINILM_SHA256, SMOLLM2_SHA256
 
 
@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
           # How nextlong, knn and iclm search: embeddings (the retrieval group, their papers' way) or bm25.
           "search": "embeddings",
           # NExtLong: chunks behind each meta-chunk; None: as many as its formula says for the sequence's length.
-          "nextlong_k": placeholder(int),
+          "nextlong_k": optional(),
           # NExtLong: where a meta-chunk stands among its chunks: head (the paper's best), tail or random.
           "nextlong_position": "head",
           # Quest: RAKE keywords that score less are none (paper: 3).
@@ -48,9 +48,9 @@ def get_config() -> ConfigDict:
           # Expected sha256 of the weight file; "" does not check.
           "sha256": SMOLLM2_SHA256,
           # RoPE theta for the longer context; None keeps the model's own.
-          "rope_theta": placeholder(float),
+          "rope_theta": optional(),
           # YaRN factor over the model's own context length; None for no YaRN.
-          "yarn_factor": placeholder(float),
+          "yarn_factor": optional(),
           # Weights and matmul inputs of screening; logits and reductions are always float32.
           "scoring_dtype": "bfloat16",
       },
@@ -86,7 +86,7 @@ def get_config() -> ConfigDict:
           # scann or exact.
           "index": "scann",
           # ScaNN partitions; None: about sqrt(chunks) from 20,000 chunks on, brute force below.
-          "leaves": placeholder(int),
+          "leaves": optional(),
           # ScaNN searches as many leaves as recall@10 against exact search needs on real queries.
           "target_recall": 0.95,
       },
@@ -112,11 +112,11 @@ def get_config() -> ConfigDict:
           # Random chunks verified for each root, for comparison; never used as context.
           "control_chunks": 3,
           # A context is accepted if it lowers the entropy by more than this share (paper: 0.4). None: from control.
-          "epsilon": placeholder(float),
+          "epsilon": optional(),
           # Each round, the smallest epsilon at which at most this share of random contexts passes.
-          "epsilon_from_control": 0.005,
+          "epsilon_from_control": optional(0.005),
           # Accept only gains that exceed the best control gain at the anchor by so much; None: not asked (paper).
-          "control_margin": placeholder(float),
+          "control_margin": optional(),
           # Hard negatives: positives (similar to the verified positives, the paper's rule), rejected
           # (refused candidates), both, or none.
           "negatives": "positives",
@@ -152,6 +152,8 @@ def get_config() -> ConfigDict:
           "schedule": "run",
           # True: no document of a sequence sees another (ProLong's way); False: full causal attention (paper).
           "document_masking": False,
+          # LongCE: tokens that so many before them predict worse than all do weigh more. None: all weigh the same.
+          "longce_window": optional(),
           "adam_b1": 0.9,
           "adam_b2": 0.95,
           # Decay of weight matrices; norms and biases have none.

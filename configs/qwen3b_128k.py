@@ -11,7 +11,8 @@ group's later paper builds on, D are decisions of this project where no source s
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+
+from policylong.config import optional
 
 # Slice -> how a step lies on it: sequences over fsdp, the tokens of each over context, as few as leave 16K tokens or
 # more to a device; accumulation, and what is kept for the backward pass, as memory allows.
@@ -79,7 +80,7 @@ def paper() -> ConfigDict:
           # How nextlong, knn and iclm search: embeddings (the retrieval group, their papers' way) or bm25.
           "search": "embeddings",
           # NExtLong: chunks behind each meta-chunk; None: as many as its formula says for the sequence's length.
-          "nextlong_k": placeholder(int),
+          "nextlong_k": optional(),
           # NExtLong: where a meta-chunk stands among its chunks: head (the paper's best), tail or random.
           "nextlong_position": "head",
           # Quest: RAKE keywords that score less are none (paper: 3).
@@ -98,9 +99,9 @@ def paper() -> ConfigDict:
           "sha256": "",
           # RoPE theta for the longer context; None keeps the model's own 1e6 (D: unknown for Qwen2.5; E has 2e8
           # for Llama-3-8B).
-          "rope_theta": placeholder(float),
+          "rope_theta": optional(),
           # YaRN factor over the model's own context length; None for no YaRN.
-          "yarn_factor": placeholder(float),
+          "yarn_factor": optional(),
           # Weights and matmul inputs of screening; logits and reductions are always float32.
           "scoring_dtype": "bfloat16",
       },
@@ -137,7 +138,7 @@ def paper() -> ConfigDict:
           # scann or exact.
           "index": "scann",
           # ScaNN partitions; None: about sqrt(chunks) from 20,000 chunks on, brute force below.
-          "leaves": placeholder(int),
+          "leaves": optional(),
           # ScaNN searches as many leaves as recall@10 against exact search needs on real queries.
           "target_recall": 0.95,
       },
@@ -164,12 +165,12 @@ def paper() -> ConfigDict:
           # Random chunks verified for each root, for comparison; never used as context.
           "control_chunks": 4,
           # A context is accepted if it lowers the entropy by more than this share (E). None: from control.
-          "epsilon": 0.4,
+          "epsilon": optional(0.4),
           # Each round, the smallest epsilon at which at most this share of random contexts passes.
-          "epsilon_from_control": placeholder(float),
+          "epsilon_from_control": optional(),
           # Accept only gains that exceed the best control gain at the anchor by so much; None: not asked
           # (paper).
-          "control_margin": placeholder(float),
+          "control_margin": optional(),
           # Hard negatives: positives (similar to the verified positives, P), rejected (refused candidates),
           # both, or none.
           "negatives": "positives",
@@ -206,6 +207,8 @@ def paper() -> ConfigDict:
           "schedule": "run",
           # True: no document of a sequence sees another (ProLong's way); False: full causal attention (P).
           "document_masking": False,
+          # LongCE: tokens that so many before them predict worse than all do weigh more. None: all weigh the same (P).
+          "longce_window": optional(),
           # AdamW (E).
           "adam_b1": 0.9,
           "adam_b2": 0.95,

@@ -7,7 +7,8 @@ The published recipe (EntropyLong: UltraChat at 2e-5, 250 steps of 2M tokens) is
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+
+from policylong.config import optional
 
 
 def get_config(size: str = "small") -> ConfigDict:
@@ -45,9 +46,9 @@ def small() -> ConfigDict:
       },
       "training": {
           # Optimizer steps; None: as many as make `epochs`.
-          "steps": placeholder(int),
+          "steps": optional(),
           # Passes over the packed sequences; None: `steps` says it.
-          "epochs": 2.0,
+          "epochs": optional(2.0),
           # Sequences a step.
           "batch_size": 4,
           # Microbatches that a step adds up.

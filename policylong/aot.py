@@ -103,16 +103,16 @@ def lowered(config, model, mesh, program: str):
   from policylong.training import flops
   from policylong.training.optimizer import make_optimizer
   from policylong.training.state import abstract_state
-  from policylong.training.step import Batch, make_train_step, token_sharding
+  from policylong.training.step import abstract_batch, make_train_step, token_sharding
 
   if program == "train":
     training, length = config.training, config.synthesis.sequence_length
     shape = (training.accumulation, training.batch_size // training.accumulation, length)
-    tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=token_sharding(mesh, shape))
+    batch = abstract_batch(training, shape, token_sharding(mesh, shape))
     state = abstract_state(model, make_optimizer(training, config.rounds, model), mesh)
     step = make_train_step(model, training, config.rounds, mesh)
     with jax.set_mesh(mesh):
-      traced = step.trace(state, Batch(*[tokens] * (4 if training.document_masking else 2)))
+      traced = step.trace(state, batch)
     count = math.prod(shape)
     return traced.lower(lowering_platforms=("tpu",)), count, count * flops.train_flops_per_token(model, length)
 

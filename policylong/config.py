@@ -12,6 +12,8 @@ import math
 import types
 import typing
 
+from ml_collections.config_dict import FieldReference
+
 from policylong.errors import UserError
 
 
@@ -241,10 +243,16 @@ class Training(Recipe):
   steps_per_round: int
   schedule: str
   document_masking: bool
+  longce_window: int | None
 
   def __post_init__(self):
     _at_least("training.steps_per_round", self.steps_per_round, 1)
     _one_of("training.schedule", self.schedule, ("run", "round"))
+    if self.longce_window is not None:
+      _at_least("training.longce_window", self.longce_window, 1)
+      if self.document_masking:
+        raise ConfigError(f"training.longce_window is {self.longce_window} and training.document_masking is True: the "
+                          "window would reach over documents that do not see each other; set one to None or False")
     super().__post_init__()
 
 
@@ -268,7 +276,7 @@ class Tuning(Recipe):
     """One round of training on so many sequences, in which no conversation sees another."""
     steps = self.steps or max(1, round(self.epochs * sequences / self.batch_size))
     shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(Recipe)}
-    return Training(**shared, steps_per_round=steps, schedule="run", document_masking=True)
+    return Training(**shared, steps_per_round=steps, schedule="run", document_masking=True, longce_window=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -341,6 +349,9 @@ class Config:
     if length <= root:
       raise ConfigError(f"synthesis.sequence_length is {length}: it must be more than "
                         f"screening.root_tokens = {root}, to leave room for contexts")
+    if self.training.longce_window is not None and self.training.longce_window >= length:
+      raise ConfigError(f"training.longce_window is {self.training.longce_window}, and synthesis.sequence_length = "
+                        f"{length} tokens are not more: make it smaller")
     _check_layout("synthesis.sequence_length", length, self.training, self.mesh)
 
 
@@ -393,6 +404,11 @@ def _check_layout(name: str, length: int, training: Recipe, mesh: Mesh) -> None:
   if rows > 0 and micro % rows:
     raise ConfigError(f"training.batch_size / accumulation is {micro} sequences, not divisible by "
                       f"mesh.data * mesh.fsdp = {rows}")
+
+
+def optional(value: float | None = None) -> FieldReference:
+  """A number in a config file that may be None instead; the command line can set it to either."""
+  return FieldReference(value, field_type=object)
 
 
 def parse[Kind](values, kind: type[Kind] = Config) -> Kind:

@@ -5,7 +5,7 @@
     screening : scan the round's roots, retrieve for their anchors, verify, take hard negatives
     synthesis : shuffle positives and negatives in front of each root, exactly L tokens
     training  : next-token loss on every token of these sequences (with document masking: on all but the first of
-                each document, which nothing of its own predicts)
+                each document, which nothing of its own predicts; with LongCE tokens that need it weigh more)
     evaluation: benchmarks of the new policy (and, before the first round, of the base model)
 
 `config.method` says how sequences are made (`synthesis.methods`); of the methods that do not ask the policy, nothing
@@ -24,7 +24,7 @@ import numpy as np
 from etils import epath
 
 from policylong import config as config_lib
-from policylong import hosts, tables
+from policylong import hosts, longce, tables
 from policylong.corpus.roots import sample_documents
 from policylong.corpus.store import open_corpus
 from policylong.errors import UserError
@@ -137,15 +137,21 @@ class _Loop:
     previous = self.workdir.round(round_.index - 1) if round_.index > 1 else None
     if self.screens:
       self.screen(round_, previous, step)
+    summary = {}
     if hosts.is_first():
       summary = summarise(self.screening, round_, previous) if self.screens else {
           "round": round_.index, "policy_step": step}
-      counts = self.synthesize(round_, step)
-      write_json(round_.screened_path, {**summary, **counts})
-      log_summary({**summary, **counts})
+      summary |= self.synthesize(round_, step)
       self.library.done()
     else:
       self.library.serve()
+    if window := self.config.training.longce_window:
+      hosts.barrier("synthesized")
+      sequences = longce.open_sequences(round_, self.config.synthesis.sequence_length, self.model.vocab_size)
+      summary["longce"] = longce.weigh(round_, self.scorer(), window, sequences)
+    if hosts.is_first():
+      write_json(round_.screened_path, summary)
+      log_summary(summary)
     hosts.barrier("screened")
 
   def screen(self, round_: Round, previous: Round | None, step: int) -> None:
@@ -192,7 +198,8 @@ class _Loop:
   def train(self, round_: Round) -> None:
     """Trains to the end of the round, then marks the round as done."""
     counts = read_json(round_.screened_path)
-    self.state = self.trainer.train_round(self.state, round_.index, sequence_paths(round_.sequences),
+    folder = round_.sequences if self.config.training.longce_window is None else round_.weighed
+    self.state = self.trainer.train_round(self.state, round_.index, sequence_paths(folder),
                                           counts["mean_attended_tokens"])
     if hosts.is_first():
       round_.finish(counts)

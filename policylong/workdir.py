@@ -116,6 +116,11 @@ class Round:
     return self.directory / "sequences"
 
   @property
+  def weighed(self) -> epath.Path:
+    """The folder of the same with weights of their tokens, where the loss has any."""
+    return self.directory / "weighed"
+
+  @property
   def evaluation(self) -> epath.Path:
     """The folder of the benchmarks after the round."""
     return self.directory / "evaluation"

@@ -74,8 +74,8 @@ def main() -> None:
   """The command."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--workdir", type=pathlib.Path, required=True)
-  parser.add_argument("--steps", type=int, default=4000)
-  parser.add_argument("--planted", type=int, default=16000, help="documents of the planted world")
+  parser.add_argument("--steps", type=int, default=1500)
+  parser.add_argument("--planted", type=int, default=24000, help="documents of the planted world")
   parser.add_argument("--out", type=pathlib.Path, default=PATH, help="where the model goes, an HF directory")
   arguments = parser.parse_args()
   logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")

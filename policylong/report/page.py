@@ -76,7 +76,8 @@ def _header(run, links, texts):
         if run.screened else []),
       ("Sequence", f"{count(run.setting('synthesis.sequence_length'))} tokens",
        (f"roots of at most {count(run.setting('screening.root_tokens'))}" if run.screened else "exactly")
-       + "; masked: no document sees another" * bool(run.setting("training.document_masking"))),
+       + "; masked: no document sees another" * bool(run.setting("training.document_masking"))
+       + "; weights by LongCE" * bool(run.setting("training.longce_window"))),
   ]
   cells = [element("div", element("dt", name), element("dd", value, element("small", note)))
            for name, value, note in entries]

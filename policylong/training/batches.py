@@ -1,8 +1,8 @@
 """Batches of long sequences from array_record files, by Grain, with a position that a checkpoint can hold.
 
-A record is the L token ids of one sequence as little-endian int32, nothing else; or, of a packed one, three
-such rows (see `make_packed_batch`). The order is a shuffle seeded by (run, round), reshuffled each time the
-sequences are used up.
+A record is the L token ids of one sequence as little-endian int32, nothing else; or two such rows of a weighed one
+(see `make_weighed_batch`), three of a packed one (`make_packed_batch`). The order is a shuffle seeded by (run, round),
+reshuffled each time the sequences are used up.
 
 Letters: A microbatches, B sequences of one microbatch, L tokens of a sequence.
 """
@@ -19,20 +19,23 @@ from etils import epath
 from jax.sharding import NamedSharding
 
 from policylong.errors import UserError
-from policylong.training.step import Batch, make_batch, make_packed_batch
+from policylong.training.step import Batch, make_batch, make_packed_batch, make_weighed_batch
 
 # Passes over the sequences: more than any run makes. Without a number, Grain cannot batch by ones.
 _EPOCHS = 2**31
 _PURPOSE = zlib.crc32(b"policylong.training.batches")
 
+# Rows of a record -> what makes batches of such records.
+_MAKE = {1: make_batch, 2: make_weighed_batch, 3: make_packed_batch}
 
-class _Sequences:
-  """The records of several files as int32[L], packed ones int32[3, L]; a damaged one is refused by number and file."""
 
-  def __init__(self, paths: Sequence[epath.PathLike], sequence_length: int, vocab_size: int, packed: bool):
+class Sequences:
+  """Records of several files, int32[L], or int32[R, L] if they have R rows; a damaged one is refused by its number."""
+
+  def __init__(self, paths: Sequence[epath.PathLike], sequence_length: int, vocab_size: int, rows: int = 1):
     self.names = [epath.Path(path).name for path in paths]
     self._paths = [str(path) for path in paths]
-    self._shape = (3, sequence_length) if packed else (sequence_length,)
+    self._shape = (rows, sequence_length) if rows > 1 else (sequence_length,)
     self._vocab_size = vocab_size
     try:
       self._records = grain.sources.ArrayRecordDataSource(self._paths) if paths else ()
@@ -72,7 +75,7 @@ class Batches(Iterator[Batch]):
   """Endless iterator of `Batch` on the devices; each process reads the rows that its devices hold."""
 
   def __init__(self, paths: Sequence[epath.PathLike], *, shape: tuple[int, int, int], sharding: NamedSharding,
-               vocab_size: int, seed: int, round_index: int, packed: bool = False):
+               vocab_size: int, seed: int, round_index: int, rows: int = 1):
     """Opens the files; reading runs ahead in two threads.
 
     Args:
@@ -82,21 +85,21 @@ class Batches(Iterator[Batch]):
       vocab_size: token ids must be below it.
       seed: the run's seed; the round is folded into it.
       round_index: the round that the sequences belong to.
-      packed: whether the sequences are packed ones.
+      rows: of a record: 1 of plain sequences, 2 of weighed ones, 3 of packed ones.
 
     Raises:
       UserError: no file, an unreadable file, no record; later a record of the wrong length or with
         token ids that the model does not have.
     """
     self._shape, self._sharding = shape, sharding
-    self._make_batch = make_packed_batch if packed else make_batch
-    source = _Sequences(paths, shape[2], vocab_size, packed)
+    self._make_batch = _MAKE[rows]
+    source = Sequences(paths, shape[2], vocab_size, rows)
     self._files = source.names
     self.num_sequences = len(source)
     A, B, _ = shape
-    self._first_row, rows = _rows_of_this_process(sharding, shape)
-    self._iterator = read_shuffled(source, seed=fold_seed(seed, round_index), count=A * rows,
-                                   share=self._first_row // rows, shares=B // rows)
+    self._first_row, own = _rows_of_this_process(sharding, shape)
+    self._iterator = read_shuffled(source, seed=fold_seed(seed, round_index), count=A * own,
+                                   share=self._first_row // own, shares=B // own)
 
   def __next__(self) -> Batch:
     records = next(self._iterator)

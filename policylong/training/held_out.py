@@ -48,6 +48,7 @@ class HeldOut:
   def loss(self, params: Params) -> Loss:
     """The mean over all held-out answers' tokens."""
     with jax.set_mesh(self._mesh):
-      sums = [self._loss(params, place(Batch(*arrays), self._shape, self._sharding)) for arrays in zip(*self._host)]
+      batches = [jax.tree.map(lambda rows, i=i: rows[i], self._host) for i in range(len(self._host.tokens))]
+      sums = [self._loss(params, place(batch, self._shape, self._sharding)) for batch in batches]
     tokens = int((self._host.targets != NO_TARGET).sum())
     return Loss(float(np.sum(jax.device_get(sums), dtype=np.float64)) / tokens, tokens)

@@ -1,7 +1,8 @@
 """One training step: next-token loss, gradients over microbatches, one update.
 
 The loss is the mean over all predictions of the whole batch that have a target, however they are spread over
-sequences, microbatches and devices: a token counts the same wherever it stands.
+sequences, microbatches and devices: a token counts the same wherever it stands, unless it was given a weight
+(`policylong.longce`).
 
 Letters: A microbatches, B sequences of one microbatch, L tokens of a sequence, D model, V vocabulary, C devices of
 the context axis.
@@ -38,12 +39,13 @@ class Batch(NamedTuple):
   """int32[A, B, L] each, along L in the zig-zag layout of the mesh's context axis.
 
   tokens, and what follows each (NO_TARGET: no loss). Of packed sequences also which document of its sequence a token
-  belongs to, and its place there.
+  belongs to, and its place there. Of weighed ones float32 weights of the targets; else all weigh 1.
   """
   tokens: np.ndarray | jax.Array
   targets: np.ndarray | jax.Array
   segment_ids: np.ndarray | jax.Array | None = None
   positions: np.ndarray | jax.Array | None = None
+  weights: np.ndarray | jax.Array | None = None
 
 
 class Metrics(NamedTuple):
@@ -58,13 +60,29 @@ def token_sharding(mesh: jax.sharding.Mesh, shape: tuple[int, int, int]) -> Name
   return meshes.sharding(mesh, TOKEN_AXES, shape)
 
 
+def abstract_batch(training: config_lib.Training, shape: tuple[int, int, int], sharding: NamedSharding) -> Batch:
+  """The shapes of a step's Batch [A, B, L]."""
+  tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
+  if training.document_masking:
+    return Batch(tokens, tokens, tokens, tokens)
+  if training.longce_window is None:
+    return Batch(tokens, tokens)
+  return Batch(tokens, tokens, weights=jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding))
+
+
 def make_batch(tokens: np.ndarray, context: int) -> Batch:
   """Sequences int32[..., L] as a step of a mesh with C = `context` takes them; on the host.
 
   The last token has no target; it keeps its place, so that the length stays divisible by the context axis.
   """
-  targets = np.concatenate([tokens[..., 1:], np.full_like(tokens[..., :1], NO_TARGET)], axis=-1)
-  return Batch(zigzag(tokens, context, -1), zigzag(targets, context, -1))
+  return Batch(zigzag(tokens, context, -1), zigzag(_following(tokens, NO_TARGET), context, -1))
+
+
+def make_weighed_batch(weighed: np.ndarray, context: int) -> Batch:
+  """The same of weighed sequences int32[..., 2, L]: token ids, and the bits of their float32 weights as targets."""
+  tokens, bits = np.moveaxis(weighed, -2, 0)
+  weights = _following(np.ascontiguousarray(bits).view(np.float32), 0)
+  return make_batch(tokens, context)._replace(weights=zigzag(weights, context, -1))
 
 
 def make_packed_batch(packed: np.ndarray, context: int) -> Batch:
@@ -82,28 +100,33 @@ def make_packed_batch(packed: np.ndarray, context: int) -> Batch:
   return Batch(*(zigzag(array, context, -1) for array in (tokens, targets, segments, positions)))
 
 
+def _following(values: np.ndarray, end) -> np.ndarray:
+  """What stands behind each value along the last axis; `end` behind the last one."""
+  return np.concatenate([values[..., 1:], np.full_like(values[..., :1], end)], axis=-1)
+
+
 def mean_loss(params: Params, model_config: ModelConfig, tokens: Int[Array, "B L"], targets: Int[Array, "B L"],
-              segment_ids: Int[Array, "B L"] | None = None, positions: Int[Array, "B L"] | None = None, *,
-              compute_dtype: jnp.dtype, remat: str, context: str | None, count: jax.Array | None = None
-              ) -> Float[Array, ""]:
-  """Mean next-token loss (nats) of the predictions that have a target.
+              segment_ids: Int[Array, "B L"] | None = None, positions: Int[Array, "B L"] | None = None,
+              weights: Float[Array, "B L"] | None = None, *, compute_dtype: jnp.dtype, remat: str,
+              context: str | None, count: jax.Array | None = None) -> Float[Array, ""]:
+  """Mean next-token loss (nats) of the predictions that have a target, each times its weight where there are weights.
 
   Args:
     params: in any float dtype.
     model_config: what the model is.
-    tokens, targets, segment_ids, positions: as in a `Batch`. Without segment ids attention is causal over the whole
-      sequence, across the documents that it joins: that is what a long sequence is made for.
+    tokens, targets, segment_ids, positions, weights: as in a `Batch`. Without segment ids attention is causal over
+      the whole sequence, across the documents that it joins: that is what a long sequence is made for.
     compute_dtype, remat, context: as `hidden_states` takes them.
-    count: what the sum is divided by; None: the number of these predictions.
+    count: what the sum is divided by; None: the sum of the weights, the number of these predictions without any.
   """
-  total, own = summed_loss(params, model_config, Batch(tokens, targets, segment_ids, positions),
+  total, own = summed_loss(params, model_config, Batch(tokens, targets, segment_ids, positions, weights),
                            compute_dtype=compute_dtype, remat=remat, context=context)
   return total / (own if count is None else count)
 
 
 def summed_loss(params: Params, model_config: ModelConfig, batch: Batch, *, compute_dtype: jnp.dtype, remat: str,
                 context: str | None) -> tuple[Float[Array, ""], Float[Array, ""]]:
-  """(sum of the nll of all targets in nats, their number) of a Batch of int32[B, L], over all devices."""
+  """(sum of weight times nll of all targets in nats, sum of the weights) of a Batch of [B, L], over all devices."""
   mesh = meshes.current()
   positions = batch.positions
   if positions is None:
@@ -111,24 +134,24 @@ def summed_loss(params: Params, model_config: ModelConfig, batch: Batch, *, comp
     positions = jnp.asarray(zigzag(order, mesh.shape["context"] if mesh else 1, 0))[None]
   hidden = hidden_states(params, model_config, batch.tokens, positions=positions, segment_ids=batch.segment_ids,
                          compute_dtype=compute_dtype, remat=remat, context=context)
-  return _summed_nll(hidden, output_matrix(params, model_config).astype(compute_dtype), batch.targets)
+  matrix = output_matrix(params, model_config).astype(compute_dtype)
+  learnt = (batch.targets != NO_TARGET).astype(jnp.float32)
+  return _summed_nll(hidden, matrix, jnp.maximum(batch.targets, 0),
+                     learnt if batch.weights is None else learnt * batch.weights)
 
 
-def _summed_nll(hidden, matrix, targets):
+def _summed_nll(hidden, matrix, targets, weights):
   rules = dict(meshes.RULES)
 
-  def local(hidden, matrix, targets, **axes):
-    return next_token_loss(hidden, matrix, jnp.maximum(targets, 0), targets != NO_TARGET, **axes)
-
-  def spread(hidden, matrix, targets):
-    sums = local(hidden, matrix, targets, axis_name="tensor", column_axes=rules["embed"])
+  def spread(*arrays):
+    sums = next_token_loss(*arrays, axis_name="tensor", column_axes=rules["embed"])
     return jax.tree.map(lambda x: lax.psum(x, rules["batch"] + rules["sequence"]), sums)
 
   if meshes.current() is None:
-    return local(hidden, matrix, targets)
+    return next_token_loss(hidden, matrix, targets, weights)
   specs = [meshes.partition_spec(axes) for axes in (("batch", "sequence", None), ("vocab", "embed"),
-                                                    ("batch", "sequence"))]
-  return jax.shard_map(spread, in_specs=tuple(specs), out_specs=PartitionSpec())(hidden, matrix, targets)
+                                                    *[("batch", "sequence")] * 2)]
+  return jax.shard_map(spread, in_specs=tuple(specs), out_specs=PartitionSpec())(hidden, matrix, targets, weights)
 
 
 def make_train_step(model_config: ModelConfig, training: config_lib.Training, rounds: int,

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from absl import logging
 from etils import epath
 from tqdm import tqdm
@@ -25,7 +24,7 @@ from policylong.training.flops import train_flops_per_token
 from policylong.training.metrics import MetricsLog
 from policylong.training.optimizer import make_optimizer
 from policylong.training.state import TrainState, abstract_state, initial_state, restart_optimizer
-from policylong.training.step import Batch, Metrics, make_train_step, token_sharding
+from policylong.training.step import Metrics, abstract_batch, make_train_step, token_sharding
 from policylong.workdir import Workdir
 
 
@@ -53,7 +52,7 @@ class Trainer:
     """Opens the checkpoints; allocates nothing on the devices.
 
     Args:
-      training: the recipe of a round; with document masking the sequences are packed ones.
+      training: the recipe of a round; with document masking the sequences are packed ones, with LongCE weighed ones.
       model_config: what is trained.
       mesh: on what.
       workdir: where checkpoints and metrics go.
@@ -137,7 +136,7 @@ class Trainer:
       raise ValueError(f"the state is at step {start}; round {round_index} begins at step {first}")
     batches = Batches(paths, shape=self._shape, sharding=self._token_sharding,
                       vocab_size=self._model_config.vocab_size, seed=self._seed, round_index=round_index,
-                      packed=self._training.document_masking)
+                      rows=3 if self._training.document_masking else 1 if self._training.longce_window is None else 2)
     if start > first:
       if self._cursor is None or self._cursor.step != start:
         raise ValueError(f"a state in the midst of a round (step {start}) must come from this trainer's restore")
@@ -197,9 +196,8 @@ class Trainer:
     if self._compiled is None:
       begin = time.perf_counter()
       step = make_train_step(self._model_config, self._training, self._rounds, self._mesh)
-      tokens = jax.ShapeDtypeStruct(self._shape, jnp.int32, sharding=self._token_sharding)
+      batch = abstract_batch(self._training, self._shape, self._token_sharding)
       with jax.set_mesh(self._mesh):
-        batch = Batch(*[tokens] * (4 if self._training.document_masking else 2))
         self._compiled = step.lower(self._abstract, batch).compile()
       memory = self._compiled.memory_analysis()
       hosts.barrier("compiled")  # the first step's collectives have less patience

@@ -63,7 +63,7 @@ def one_by_one():
 def test_loss_and_gradients_are_those_of_the_documents_one_by_one(paths, one_by_one):
   shape = (1, 2, LENGTH)
   batches = Batches(paths, shape=shape, sharding=token_sharding(mesh_of(), shape), vocab_size=TINY.vocab_size, seed=0,
-                    round_index=1, packed=True)
+                    round_index=1, rows=3)
   batch = jax.tree.map(lambda x: x[0], next(batches))
   loss, gradient = jax.jit(jax.value_and_grad(lambda p: mean_loss(
       p, TINY, *batch, compute_dtype=jnp.float32, remat="none", context=None)))(params())

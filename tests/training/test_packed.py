@@ -147,7 +147,7 @@ def test_packed_records_become_batches_and_wrong_ones_one_sentence(tmp_path, doc
   mesh = mesh_of(data=2, context=4)
   shape = (2, 2, LENGTH)
   batches = Batches([tmp_path / "part-00000.array_record"], shape=shape, sharding=token_sharding(mesh, shape),
-                    vocab_size=TINY.vocab_size, seed=0, round_index=1, packed=True)
+                    vocab_size=TINY.vocab_size, seed=0, round_index=1, rows=3)
   batch = next(batches)
   rows = {row[0].tobytes(): row for row in packed}
   for micro, at in np.ndindex(2, 2):
