@@ -77,9 +77,9 @@ def our_step(tokens, config, params):
   """A function that makes one more step on the same tokens and returns its loss; takes the parameters over."""
   training = config_lib.Training(
       steps_per_round=100, batch_size=1, accumulation=1, peak_learning_rate=1e-5, warmup_fraction=0.0, schedule="run",
-      document_masking=False, longce_window=None, adam_b1=0.9, adam_b2=0.95, weight_decay=0.1, clip_norm=1.0,
-      compute_dtype="bfloat16", remat="all_but_products", context_attention="gather", checkpoint_every=100,
-      keep_checkpoints=1)
+      document_masking=False, longce=False, longfilter_share=None, short_window=1, adam_b1=0.9, adam_b2=0.95,
+      weight_decay=0.1, clip_norm=1.0, compute_dtype="bfloat16", remat="all_but_products", context_attention="gather",
+      checkpoint_every=100, keep_checkpoints=1)
   mesh = make_mesh(config_lib.Mesh(data=1, fsdp=1, context=1, tensor=1))
   optimizer = make_optimizer(training, 1, config)
   batch = jax.device_put(make_batch(tokens, 1), token_sharding(mesh, tokens.shape))

@@ -152,8 +152,12 @@ def get_config() -> ConfigDict:
           "schedule": "run",
           # True: no document of a sequence sees another (ProLong's way); False: full causal attention (paper).
           "document_masking": False,
-          # LongCE: tokens that so many before them predict worse than all do weigh more. None: all weigh the same.
-          "longce_window": optional(),
+          # LongCE: tokens that the long context makes likelier weigh more in the loss.
+          "longce": False,
+          # LongFilter: train on this share of a round's sequences, those that need their length most; None: on all.
+          "longfilter_share": optional(),
+          # What both compare the whole context with, in tokens (LongCE: 4096).
+          "short_window": 512,
           "adam_b1": 0.9,
           "adam_b2": 0.95,
           # Decay of weight matrices; norms and biases have none.

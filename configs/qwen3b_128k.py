@@ -207,8 +207,12 @@ def paper() -> ConfigDict:
           "schedule": "run",
           # True: no document of a sequence sees another (ProLong's way); False: full causal attention (P).
           "document_masking": False,
-          # LongCE: tokens that so many before them predict worse than all do weigh more. None: all weigh the same (P).
-          "longce_window": optional(),
+          # LongCE: tokens that the long context makes likelier weigh more in the loss (P: no).
+          "longce": False,
+          # LongFilter: train on this share of a round's sequences, those that need their length most; None: on all (P).
+          "longfilter_share": optional(),
+          # What both compare the whole context with, in tokens (LongCE: 4096).
+          "short_window": 4096,
           # AdamW (E).
           "adam_b1": 0.9,
           "adam_b2": 0.95,

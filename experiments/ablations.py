@@ -26,7 +26,8 @@ def cells():
     yield f"rounds={rounds}", {"rounds": rounds, "training.steps_per_round": SIZE.steps // rounds,
                                "screening.roots_per_round": SIZE.roots // rounds}
   yield "schedule=round", {"training.schedule": "round"}
-  yield "longce", {"training.longce_window": 512}
+  yield "longce", {"training.longce": True}
+  yield "longfilter=0.5", {"training.longfilter_share": 0.5}
   for position in ("head", "tail", "random"):
     yield f"nextlong_position={position}", {
         "method": "nextlong", "method_options.nextlong_position": position, **SIZE.once()}

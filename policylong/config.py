@@ -243,16 +243,20 @@ class Training(Recipe):
   steps_per_round: int
   schedule: str
   document_masking: bool
-  longce_window: int | None
+  longce: bool
+  longfilter_share: float | None
+  short_window: int
 
   def __post_init__(self):
     _at_least("training.steps_per_round", self.steps_per_round, 1)
     _one_of("training.schedule", self.schedule, ("run", "round"))
-    if self.longce_window is not None:
-      _at_least("training.longce_window", self.longce_window, 1)
-      if self.document_masking:
-        raise ConfigError(f"training.longce_window is {self.longce_window} and training.document_masking is True: the "
-                          "window would reach over documents that do not see each other; set one to None or False")
+    _at_least("training.short_window", self.short_window, 1)
+    if self.longfilter_share is not None and not 0 < self.longfilter_share < 1:
+      raise ConfigError(f"training.longfilter_share is {self.longfilter_share}; it must be between 0 and 1, or None")
+    if self.document_masking and (self.longce or self.longfilter_share is not None):
+      raise ConfigError(f"training.document_masking is True, training.longce is {self.longce} and training."
+                        f"longfilter_share is {self.longfilter_share}: what a token gains from the whole sequence is "
+                        "nothing to documents that do not see each other; set it to False, or these to False and None")
     super().__post_init__()
 
 
@@ -276,7 +280,8 @@ class Tuning(Recipe):
     """One round of training on so many sequences, in which no conversation sees another."""
     steps = self.steps or max(1, round(self.epochs * sequences / self.batch_size))
     shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(Recipe)}
-    return Training(**shared, steps_per_round=steps, schedule="run", document_masking=True, longce_window=None)
+    return Training(**shared, steps_per_round=steps, schedule="run", document_masking=True, longce=False,
+                    longfilter_share=None, short_window=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,8 +354,8 @@ class Config:
     if length <= root:
       raise ConfigError(f"synthesis.sequence_length is {length}: it must be more than "
                         f"screening.root_tokens = {root}, to leave room for contexts")
-    if self.training.longce_window is not None and self.training.longce_window >= length:
-      raise ConfigError(f"training.longce_window is {self.training.longce_window}, and synthesis.sequence_length = "
+    if (self.training.longce or self.training.longfilter_share is not None) and self.training.short_window >= length:
+      raise ConfigError(f"training.short_window is {self.training.short_window}, and synthesis.sequence_length = "
                         f"{length} tokens are not more: make it smaller")
     _check_layout("synthesis.sequence_length", length, self.training, self.mesh)
 

@@ -5,7 +5,7 @@
     screening : scan the round's roots, retrieve for their anchors, verify, take hard negatives
     synthesis : shuffle positives and negatives in front of each root, exactly L tokens
     training  : next-token loss on every token of these sequences (with document masking: on all but the first of
-                each document, which nothing of its own predicts; with LongCE tokens that need it weigh more)
+                each document, which nothing of its own predicts; `long_gain` may choose among them)
     evaluation: benchmarks of the new policy (and, before the first round, of the base model)
 
 `config.method` says how sequences are made (`synthesis.methods`); of the methods that do not ask the policy, nothing
@@ -19,12 +19,13 @@ devices; the first one writes markers and tables, and says what is finished (`ho
 
 import dataclasses
 import logging
+import math
 
 import numpy as np
 from etils import epath
 
 from policylong import config as config_lib
-from policylong import hosts, longce, tables
+from policylong import hosts, long_gain, tables
 from policylong.corpus.roots import sample_documents
 from policylong.corpus.store import open_corpus
 from policylong.errors import UserError
@@ -93,6 +94,7 @@ class _Loop:
   def __init__(self, config: config_lib.Config, workdir: Workdir):
     self.config, self.workdir = config, workdir
     self.mesh = make_mesh(config.mesh)
+    self.read = config.training.steps_per_round * config.training.batch_size  # sequences a round
     self.model = hf.read_model_config(config.model.path).with_rope(
         theta=config.model.rope_theta, yarn_factor=config.model.yarn_factor)
     self.evaluation = RoundEvaluation(config, self.model, workdir)
@@ -133,7 +135,7 @@ class _Loop:
 
   def prepare(self, round_: Round) -> None:
     """All that comes before training; `screened.json` is written last."""
-    step = int(self.state.step)
+    config, step = self.config, int(self.state.step)
     previous = self.workdir.round(round_.index - 1) if round_.index > 1 else None
     if self.screens:
       self.screen(round_, previous, step)
@@ -145,10 +147,11 @@ class _Loop:
       self.library.done()
     else:
       self.library.serve()
-    if window := self.config.training.longce_window:
+    if long_gain.asked(config.training):
       hosts.barrier("synthesized")
-      sequences = longce.open_sequences(round_, self.config.synthesis.sequence_length, self.model.vocab_size)
-      summary["longce"] = longce.weigh(round_, self.scorer(), window, sequences)
+      found = long_gain.select(round_, self.scorer(), config.training, config.synthesis.sequence_length,
+                               self.model.vocab_size)
+      summary |= {"long_gain": found, "epochs": self.read / found["kept"]} if found else {}
     if hosts.is_first():
       write_json(round_.screened_path, summary)
       log_summary(summary)
@@ -171,11 +174,11 @@ class _Loop:
 
   def synthesize(self, round_: Round, policy_step: int) -> dict:
     """Writes the round's training sequences; returns their counts."""
-    config = self.config
-    read = config.training.steps_per_round * config.training.batch_size
+    config, share = self.config, self.config.training.longfilter_share
+    count = self.read if share is None else math.ceil(self.read / share)
     screened = self.screened(round_) if self.screens else None
     written = write_sequences(self.method.sequences(Inputs(
-        config.seed, round_.index, policy_step, config.synthesis.sequence_length, read, config.method_options,
+        config.seed, round_.index, policy_step, config.synthesis.sequence_length, count, config.method_options,
         self.library, screened)), round_.directory, packed=config.training.document_masking)
     if not written:
       raise UserError(f"{config.method}, round {round_.index}: none of its screening.roots_per_round = "
@@ -185,7 +188,7 @@ class _Loop:
     spans = tables.read(round_.table("sequences"))
     masked = config.training.document_masking
     attended = storage.mean_attended_tokens(spans) if masked else config.synthesis.sequence_length
-    return {"sequences": written, "epochs": read / written, "mean_attended_tokens": attended,
+    return {"sequences": written, "epochs": self.read / written, "mean_attended_tokens": attended,
             "synthesis": storage.summarise(spans, screened.positives if screened else ())}
 
   def screened(self, round_: Round) -> Screened:
@@ -198,7 +201,7 @@ class _Loop:
   def train(self, round_: Round) -> None:
     """Trains to the end of the round, then marks the round as done."""
     counts = read_json(round_.screened_path)
-    folder = round_.sequences if self.config.training.longce_window is None else round_.weighed
+    folder = round_.selected if long_gain.asked(self.config.training) else round_.sequences
     self.state = self.trainer.train_round(self.state, round_.index, sequence_paths(folder),
                                           counts["mean_attended_tokens"])
     if hosts.is_first():

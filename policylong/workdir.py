@@ -116,9 +116,9 @@ class Round:
     return self.directory / "sequences"
 
   @property
-  def weighed(self) -> epath.Path:
-    """The folder of the same with weights of their tokens, where the loss has any."""
-    return self.directory / "weighed"
+  def selected(self) -> epath.Path:
+    """The folder of what training reads instead of these where `long_gain` chose or weighed."""
+    return self.directory / "selected"
 
   @property
   def evaluation(self) -> epath.Path:

@@ -104,7 +104,8 @@ def test_two_processes_killed_and_started_again_end_with_the_bytes_of_one_that_w
 
 
 def test_a_method_that_searches_without_a_policy_finds_and_weighs_the_same_in_two_processes(folder):
-  settings = {"method": "nextlong", "rounds": 1, "training.longce_window": 64}
+  settings = {"method": "nextlong", "rounds": 1, "training.longce": True,
+              "training.longfilter_share": 0.5, "training.short_window": 64}
   for processes in (1, 2):
     ended = run(folder / "small.py", folder / f"nextlong{processes}", processes, **settings)
     assert {code for code, _ in ended} == {0}, ended

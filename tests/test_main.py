@@ -159,7 +159,7 @@ def test_a_contradiction_in_the_config_exits_1_with_one_sentence(folder, tmp_pat
 
 
 def test_the_command_line_takes_none_and_numbers_where_a_field_may_be_none(folder, tmp_path):
-  changes = {"screening__epsilon": 0.3, "screening__epsilon_from_control": None, "training__longce_window": 64}
+  changes = {"screening__epsilon": 0.3, "screening__epsilon_from_control": None, "training__longfilter_share": 0.5}
   result = run_main(folder / "small.py", tmp_path / "run", **changes, rounds=0)  # screening and training are fine
   assert result.returncode == 1 and result.stderr.strip() == "error: rounds is 0; it must be at least 1"
   result = run_main(folder / "small.py", tmp_path / "run", screening__epsilon="much")

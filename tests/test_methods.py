@@ -83,28 +83,44 @@ def test_with_document_masking_a_run_trains_on_its_documents_apart(folder, tmp_p
 
 
 def test_with_longce_a_run_trains_on_weighed_sequences(folder, tmp_path):
-  pages = {window: run(folder, tmp_path / str(window), method="standard", **{"training.longce_window": window})
-           for window in (64, None)}
-  rounds = {window: tmp_path / str(window) / "rounds" / "1" for window in pages}
-  tokens = read_tokens(sequence_paths(rounds[64] / "sequences"))
-  assert (tokens == read_tokens(sequence_paths(rounds[None] / "sequences"))).all()
-  weighed = read_tokens(sequence_paths(rounds[64] / "weighed")).reshape(8, 2, 256)
+  pages = {longce: run(folder, tmp_path / str(longce), method="standard",
+                       **{"training.longce": longce, "training.short_window": 64}) for longce in (True, False)}
+  rounds = {longce: tmp_path / str(longce) / "rounds" / "1" for longce in pages}
+  tokens = read_tokens(sequence_paths(rounds[True] / "sequences"))
+  assert (tokens == read_tokens(sequence_paths(rounds[False] / "sequences"))).all()
+  weighed = read_tokens(sequence_paths(rounds[True] / "selected")).reshape(8, 2, 256)
   weights = np.ascontiguousarray(weighed[:, 1]).view(np.float32)
-  assert (weighed[:, 0] == tokens).all() and not (rounds[None] / "weighed").exists()
+  assert (weighed[:, 0] == tokens).all() and not (rounds[False] / "selected").exists()
   assert (weights[:, :64] == 1).all() and (weights > 0).all() and weights.max() <= 5 and np.std(weights[:, 64:]) > 0.01
-  done = json.loads((rounds[64] / "DONE.json").read_text())
-  assert done["longce"] == {"mean_weight": pytest.approx(weights.mean()),
-                            "largest_share": pytest.approx((weights == 5).mean())}
-  losses = {window: [json.loads(line)["loss"] for line in (tmp_path / str(window) / "metrics.jsonl").read_text()
-                     .splitlines()] for window in pages}
-  assert len(losses[64]) == 4 and np.isfinite(losses[64]).all() and losses[64] != losses[None]
-  assert "weights by LongCE" in pages[64].read_text() and "LongCE" not in pages[None].read_text()
+  done = json.loads((rounds[True] / "DONE.json").read_text())
+  assert done["long_gain"]["mean_weight"] == pytest.approx(weights.mean()) and done["long_gain"]["kept"] == 8
+  assert done["long_gain"]["largest_share"] == pytest.approx((weights == 5).mean())
+  losses = {longce: [json.loads(line)["loss"] for line in (tmp_path / str(longce) / "metrics.jsonl").read_text()
+                     .splitlines()] for longce in pages}
+  assert len(losses[True]) == 4 and np.isfinite(losses[True]).all() and losses[True] != losses[False]
+  assert "weights by LongCE" in pages[True].read_text() and "LongCE" not in pages[False].read_text()
+
+
+def test_with_longfilter_a_run_trains_on_the_sequences_with_the_highest_scores(folder, tmp_path):
+  page = run(folder, tmp_path / "run", method="standard",
+             **{"training.longfilter_share": 0.5, "training.short_window": 64})
+  round_ = tmp_path / "run" / "rounds" / "1"
+  tokens = read_tokens(sequence_paths(round_ / "sequences"))
+  table = pq.read_table(round_ / "gains.parquet").to_pydict()
+  best = sorted(np.argsort(table["score"])[-8:].tolist())
+  assert len(tokens) == 16 and [i for i, kept in enumerate(table["kept"]) if kept] == best
+  assert (read_tokens(sequence_paths(round_ / "selected")) == tokens[best]).all()
+  done = json.loads((round_ / "DONE.json").read_text())
+  assert done["epochs"] == 1.0 and done["long_gain"]["kept"] == 8 and done["sequences"] == 16
+  assert done["long_gain"]["mean_score_kept"] == pytest.approx(np.mean([table["score"][i] for i in best]))
+  assert "chosen by LongFilter" in page.read_text()
 
 
 def test_a_method_without_policy_is_resumed_like_any_other(folder, tmp_path):
-  settings = {"method": "nextlong", "rounds": 1, "training.longce_window": 64}
+  settings = {"method": "nextlong", "rounds": 1, "training.longce": True, "training.longfilter_share": 0.5,
+              "training.short_window": 64}
   assert run_main(folder / "small.py", tmp_path / "whole", **settings).returncode == 0
-  for kill in ("synthesis:3", "weights:1", "training:2"):
+  for kill in ("synthesis:3", "gains:1", "training:2"):
     assert run_main(folder / "small.py", tmp_path / "killed", kill, **settings).returncode == -9
   last = run_main(folder / "small.py", tmp_path / "killed", **settings)
   assert last.returncode == 0, last.stderr[-3000:]

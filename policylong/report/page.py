@@ -77,7 +77,8 @@ def _header(run, links, texts):
       ("Sequence", f"{count(run.setting('synthesis.sequence_length'))} tokens",
        (f"roots of at most {count(run.setting('screening.root_tokens'))}" if run.screened else "exactly")
        + "; masked: no document sees another" * bool(run.setting("training.document_masking"))
-       + "; weights by LongCE" * bool(run.setting("training.longce_window"))),
+       + "; weights by LongCE" * bool(run.setting("training.longce"))
+       + "; chosen by LongFilter" * bool(run.setting("training.longfilter_share"))),
   ]
   cells = [element("div", element("dt", name), element("dd", value, element("small", note)))
            for name, value, note in entries]

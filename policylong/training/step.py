@@ -2,7 +2,7 @@
 
 The loss is the mean over all predictions of the whole batch that have a target, however they are spread over
 sequences, microbatches and devices: a token counts the same wherever it stands, unless it was given a weight
-(`policylong.longce`).
+(`policylong.long_gain`).
 
 Letters: A microbatches, B sequences of one microbatch, L tokens of a sequence, D model, V vocabulary, C devices of
 the context axis.
@@ -65,7 +65,7 @@ def abstract_batch(training: config_lib.Training, shape: tuple[int, int, int], s
   tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
   if training.document_masking:
     return Batch(tokens, tokens, tokens, tokens)
-  if training.longce_window is None:
+  if not training.longce:
     return Batch(tokens, tokens)
   return Batch(tokens, tokens, weights=jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding))
 

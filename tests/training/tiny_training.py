@@ -17,9 +17,9 @@ TINY = ModelConfig(family="llama", vocab_size=64, embed_dim=32, mlp_dim=64, num_
 def training_config(**changes) -> config_lib.Training:
   return config_lib.Training(**{
       "steps_per_round": 6, "batch_size": 4, "accumulation": 1, "peak_learning_rate": 1e-2, "warmup_fraction": 0.2,
-      "schedule": "run", "document_masking": False, "longce_window": None, "adam_b1": 0.9, "adam_b2": 0.95,
-      "weight_decay": 0.1, "clip_norm": 1.0, "compute_dtype": "float32", "remat": "none", "context_attention": "gather",
-      "checkpoint_every": 2, "keep_checkpoints": 2} | changes)
+      "schedule": "run", "document_masking": False, "longce": False, "longfilter_share": None, "short_window": 8,
+      "adam_b1": 0.9, "adam_b2": 0.95, "weight_decay": 0.1, "clip_norm": 1.0, "compute_dtype": "float32",
+      "remat": "none", "context_attention": "gather", "checkpoint_every": 2, "keep_checkpoints": 2} | changes)
 
 
 def whole_config(rounds=2, **changes) -> config_lib.Config:
