@@ -5,8 +5,8 @@ program. A prompt is read in chunks, R prompts a device at a time, into a cache 
 into one of the B slots of a device, and its first new token is chosen. Then all slots advance together, several tokens
 a call.
 
-Layers are a loop over stacked weights and a stacked cache. On CPU they stand one by one in the programs, each with its
-own weights and cache: there XLA takes a slice of a stack out of it, a copy, before it multiplies.
+Layers are a loop over stacked weights and a stacked cache. On CPU those of the decoding program stand one by one, each
+with its own weights and cache: there XLA takes a slice of a stack out of it, a copy, before it multiplies.
 
 A slot's cache has P places for the prompt and G for new tokens. All slots of a device write to the same one of these
 G at a time, one after the other and round again, so that a write is one slice; which of them are a row's own follows
@@ -60,7 +60,8 @@ class Sampling(NamedTuple):
 class Programs:
   """The programs of a model over a mesh. Sizes are of all devices together; caches and slots are donated.
 
-  With `apart`, params are as `qwen.layers_apart` makes them.
+  With `apart`, decode's params are as `qwen.layers_apart` makes them and the slots' cache is a tuple of layers; the
+  prompts' cache and all else are stacked.
 
   prefill(params, cache, hidden [R, D], tokens [R, Q], last [R], start []) -> (cache, hidden): reads tokens start ..
     start + Q - 1 of R prompts; hidden is then the state of token `last` of each that was read so far.
@@ -75,27 +76,30 @@ class Programs:
     self._model, self._mesh, self._dtype, self._apart = model, mesh, dtype, apart
     self.rows = NamedSharding(mesh, PartitionSpec(AXES))
     self.whole = NamedSharding(mesh, PartitionSpec())
-    self.of_cache = self.rows if apart else NamedSharding(mesh, PartitionSpec(None, AXES))
-    whole, rows, cache = self.whole.spec, self.rows.spec, self.of_cache.spec
-    self.prefill = self._compiled(self._prefill, (whole, cache, rows, rows, rows, whole), (cache, rows), donate=(1, 2))
-    self.insert = self._compiled(self._insert, (whole, cache, rows, cache, rows, rows, rows, whole),
+    self._stacked = NamedSharding(mesh, PartitionSpec(None, AXES))
+    whole, rows, prompts = self.whole.spec, self.rows.spec, self._stacked.spec
+    cache = rows if apart else prompts
+    self.prefill = self._compiled(self._prefill, (whole, prompts, rows, rows, rows, whole), (prompts, rows),
+                                  donate=(1, 2))
+    self.insert = self._compiled(self._insert, (whole, cache, rows, prompts, rows, rows, rows, whole),
                                  (cache, rows, rows), donate=(1, 2))
     self.decode = self._compiled(self._decode, (whole, cache, rows, rows, rows, whole), (cache, rows, rows, rows),
                                  donate=(1, 2, 3))
 
-  def abstract_cache(self, rows: int, places: int) -> Cache:
-    """Shapes and shardings of a cache."""
+  def abstract_prompts(self, rows: int, places: int) -> Cache:
+    """Shapes and shardings of the cache that prompts are read into."""
     model = self._model
-    layer, L = (rows, model.num_kv_heads, places, model.head_dim), model.num_layers
-    leaf = jax.ShapeDtypeStruct(layer if self._apart else (L, *layer), self._dtype, sharding=self.of_cache)
-    return Cache(*((leaf,) * L if self._apart else leaf for _ in range(2)))
+    shape = (model.num_layers, rows, model.num_kv_heads, places, model.head_dim)
+    leaf = jax.ShapeDtypeStruct(shape, self._dtype, sharding=self._stacked)
+    return Cache(leaf, leaf)
 
-  def empty_cache(self, rows: int, places: int) -> Cache:
-    """A cache of zeros."""
-    cache = self.abstract_cache(rows, places)
-    make = jax.jit(lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), cache),
-                   out_shardings=self.of_cache)
-    return make()
+  def abstract_cache(self, rows: int, places: int) -> Cache:
+    """Shapes and shardings of the slots' cache."""
+    stacked = self.abstract_prompts(rows, places)
+    if not self._apart:
+      return stacked
+    layer = jax.ShapeDtypeStruct(stacked.k.shape[1:], self._dtype, sharding=self.rows)
+    return Cache(*((layer,) * self._model.num_layers for _ in range(2)))
 
   def _compiled(self, function, arguments, results, donate):
     def over_devices(*arrays, **sizes):
@@ -107,7 +111,7 @@ class Programs:
 
   def _decoder(self, params: Params, tokens, positions, attend, cache):
     """(states after the final norm [B, S, D], cache): `attend` gets the cache and the layer's number."""
-    first = 0 if self._apart else jnp.int32(0)
+    first = 0 if isinstance(cache.k, tuple) else jnp.int32(0)
     states, (cache, _) = Decoder(self._model, params)(tokens, positions=positions, compute_dtype=self._dtype,
                                                       attend=attend, carried=(cache, first))
     return states, cache
@@ -128,6 +132,8 @@ class Programs:
     made = jnp.zeros_like(fresh.made)
     token = self._next_token(params, hidden, made, fresh.request, sampling)
     fresh = fresh._replace(token=token, made=made + 1, left=_less_one(fresh.left, token, sampling))
+    if self._apart:
+      prompts = Cache(*(tuple(stacked) for stacked in prompts))
     for row in range(token.shape[0]):
       cache = jax.tree.map(lambda to, rows, row=row: lax.dynamic_update_slice(
           to, rows[..., row:row + 1, :, :, :], (*(0,) * (to.ndim - 4), places[row], 0, 0, 0)), cache, prompts)
@@ -172,6 +178,13 @@ class Programs:
         return jax.random.categorical(key, logits / sampling.temperature)
       return jax.vmap(draw)(logits, request, made).astype(jnp.int32)
     return lax.cond(sampling.temperature > 0, drawn, lambda: jnp.argmax(logits, axis=-1).astype(jnp.int32))
+
+
+def zeros(abstract: Cache) -> Cache:
+  """A cache of these shapes and shardings."""
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+  return jax.jit(lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract),
+                 out_shardings=shardings)()
 
 
 def _two_rows(x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from policylong.model.decoding import Programs, Sampling, Slots
+from policylong.model.decoding import Programs, Sampling, Slots, zeros
 from policylong.model.qwen import ModelConfig, Params, layers_apart
 
 # Tokens a call of the decoding program; after each the host looks for rows that have ended.
@@ -40,7 +40,7 @@ class Generator:
     mesh: devices of this process; rows are spread over all of them.
     dtype: of weights, cache and matmul inputs; logits, softmax and sampling are float32.
     chunk_tokens: prompt tokens that a device reads at once; a power of two, 64 at least.
-    apart: whether programs have layers one by one (see `decoding`), a copy of the weights; None: on CPU.
+    apart: whether to decode with layers one by one (see `decoding`), a copy of the weights; None: on CPU.
     cache_bytes: memory for the slots' cache on a device; None takes a quarter of what the device has.
   """
 
@@ -50,7 +50,7 @@ class Generator:
       raise ValueError(f"chunk_tokens is {chunk_tokens}; it must be a power of two, 64 or more")
     if apart is None:
       apart = mesh.devices.flat[0].platform == "cpu"
-    self._params = jax.jit(layers_apart)(params) if apart else params
+    self._params, self._decode_params = params, jax.jit(layers_apart)(params) if apart else params
     self._model, self._mesh = model, mesh
     self._programs = Programs(model, mesh, jnp.dtype(dtype), apart)
     self._chunk = chunk_tokens
@@ -109,7 +109,8 @@ class _Group:
   """Requests with one P, longest first, on their way through the slots."""
 
   def __init__(self, generator: Generator, requests, numbers, places, sampling, more, progress):
-    self.params, self.programs, self.sampling = generator._params, generator._programs, sampling
+    self.params, self.decode_params = generator._params, generator._decode_params
+    self.programs, self.sampling = generator._programs, sampling
     self.requests, self.numbers, self.places = requests, numbers, places
     self.more, self.progress = more, progress
     self.devices = generator._mesh.size
@@ -122,10 +123,10 @@ class _Group:
     self.owner = np.full((self.devices, self.slots_each), -1)
     self.next = 0
     rows = self.devices * self.slots_each
-    self.cache = self.programs.empty_cache(rows, places + room)
+    self.cache = zeros(self.programs.abstract_cache(rows, places + room))
     self.slots = self._put(Slots(*(np.zeros(rows, np.int32) for _ in Slots._fields)))
     self.step = self._put(np.zeros(self.devices, np.int32))
-    self.prompts = self.programs.empty_cache(self.devices * self.prompts_each, places)
+    self.prompts = zeros(self.programs.abstract_prompts(self.devices * self.prompts_each, places))
 
   def run(self) -> None:
     """To the end of all requests."""
@@ -183,7 +184,8 @@ class _Group:
     """A few tokens more of every slot."""
     alive = self._put((self.owner >= 0).reshape(-1))
     self.cache, self.slots, self.step, tokens = self.programs.decode(
-        self.params, self.cache, self.slots, self.step, alive, self.sampling, prompt_places=self.places, steps=STEPS)
+        self.decode_params, self.cache, self.slots, self.step, alive, self.sampling, prompt_places=self.places,
+        steps=STEPS)
     self._take(np.asarray(tokens).reshape(*self.owner.shape, STEPS))
 
   def _take(self, tokens: np.ndarray) -> None:

@@ -21,7 +21,7 @@ def main():
   def whole(*shape, dtype=jnp.int32):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=programs.whole)
   params = jax.tree.map(lambda x: whole(*x.shape, dtype=x.dtype), qwen.abstract_params(config, jnp.bfloat16))
-  prompts, cache = programs.abstract_cache(4, 16384), programs.abstract_cache(8, 16384 + 128)
+  prompts, cache = programs.abstract_prompts(4, 16384), programs.abstract_cache(8, 16384 + 128)
   states, chunk, one = rows(4, 256, dtype=jnp.bfloat16), rows(4, 2048), rows(4)
   slots, fresh = (Slots(*(rows(count) for _ in Slots._fields)) for count in (8, 4))
   sampling = Sampling(whole(8), whole(dtype=jnp.float32), whole())

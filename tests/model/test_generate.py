@@ -140,20 +140,19 @@ def check_distribution(found, probabilities):
 def test_memory_of_a_long_prompt_grows_with_its_cache_and_not_with_its_square(apart):
   config = qwen.ModelConfig("qwen2", 512, 64, 128, 4, 4, 2, 16, 1e-6, 1e4, None, 16384, True)
   params = qwen.abstract_params(config, jnp.bfloat16)
-  if apart:
-    params = jax.eval_shape(qwen.layers_apart, params)
+  decode_params = jax.eval_shape(qwen.layers_apart, params) if apart else params
   programs = Programs(config, mesh_of(1), jnp.dtype(jnp.bfloat16), apart)
   def ints(*shape, dtype=jnp.int32):
     return jax.ShapeDtypeStruct(shape, dtype)
 
   def sizes(places):
     """Bytes of the cache of one row, and what the program that reads a chunk and the one that decodes need."""
-    cache = programs.abstract_cache(1, places)
+    prompts, cache = programs.abstract_prompts(1, places), programs.abstract_cache(1, places)
     slots = Slots(*(ints(1) for _ in Slots._fields))
     sampling = Sampling(ints(8), ints(dtype=jnp.float32), ints())
     with jax.set_mesh(mesh_of(1)):
-      read = programs.prefill.lower(params, cache, ints(1, 64, dtype=jnp.bfloat16), ints(1, 512), ints(1), ints())
-      decode = programs.decode.lower(params, cache, slots, ints(1), ints(1, dtype=bool), sampling,
+      read = programs.prefill.lower(params, prompts, ints(1, 64, dtype=jnp.bfloat16), ints(1, 512), ints(1), ints())
+      decode = programs.decode.lower(decode_params, cache, slots, ints(1), ints(1, dtype=bool), sampling,
                                      prompt_places=places - 64, steps=16)
     size = sum(leaf.size * 2 for leaf in jax.tree.leaves(cache))
     return size, *(x.compile().memory_analysis() for x in (read, decode))
