@@ -26,6 +26,7 @@ def cells():
     yield f"rounds={rounds}", {"rounds": rounds, "training.steps_per_round": SIZE.steps // rounds,
                                "screening.roots_per_round": SIZE.roots // rounds}
   yield "schedule=round", {"training.schedule": "round"}
+  yield "max_staleness=1", {"max_staleness": 1}
   yield "longce", {"training.longce": True}
   yield "longfilter=0.5", {"training.longfilter_share": 0.5}
   for position in ("head", "tail", "random"):

@@ -328,6 +328,7 @@ class Config:
   """One run of PolicyLong, or of a method that it is compared with."""
   seed: int
   rounds: int
+  max_staleness: int
   method: str
   method_options: MethodOptions
   model: Model
@@ -344,6 +345,7 @@ class Config:
     _at_least("rounds", self.rounds, 1)
     _at_least("seed", self.seed, 0)
     _one_of("method", self.method, METHODS)
+    _between("max_staleness", self.max_staleness, 0, 1)
     if self.method == "entropylong" and self.rounds > 1:
       raise ConfigError(f"method is 'entropylong' and rounds is {self.rounds}: it screens once, with the base model; "
                         "set rounds to 1, and roots_per_round and steps_per_round to those of all rounds together")

@@ -8,6 +8,9 @@
                 each document, which nothing of its own predicts; `long_gain` may choose among them)
     evaluation: benchmarks of the new policy (and, before the first round, of the base model)
 
+With `config.max_staleness` 1 a round is screened before the one before it is trained, by the policy from before that:
+what a run does whose screening goes on beside training. (Here they still take turns; what it costs in quality shows.)
+
 `config.method` says how sequences are made (`synthesis.methods`); of the methods that do not ask the policy, nothing
 is screened.
 
@@ -77,8 +80,9 @@ def run(config: config_lib.Config, directory) -> epath.Path:
         round_.drop_shards()
       loop.evaluate(index)
       continue
-    if not hosts.agreed(round_.screened_path.exists()):
-      loop.prepare(round_)
+    for ahead in range(index, min(index + config.max_staleness, config.rounds) + 1):
+      if not hosts.agreed(workdir.round(ahead).screened_path.exists()):
+        loop.prepare(workdir.round(ahead))
     loop.train(round_)
     loop.evaluate(index)
     loop.write_report()
@@ -169,7 +173,7 @@ class _Loop:
 
   def recheck(self, previous: Round, scorer: Scorer):
     """The previous round's accepted dependencies under the current policy."""
-    return recheck(previous, read_json(previous.done_path)["epsilon"], scorer, self.chunk_tokens,
+    return recheck(previous, read_json(previous.screened_path)["epsilon"], scorer, self.chunk_tokens,
                    self.config.screening.max_anchors_per_root, int(self.state.step))
 
   def synthesize(self, round_: Round, policy_step: int) -> dict:

@@ -51,6 +51,7 @@ def test_the_demo_config_is_valid_and_survives_json(changes):
     ({"eval__lengths": ()}, ["eval.lengths is empty", "position_loss"]),
     ({"eval__documents__path": ""}, ["eval.tasks has position_loss", "eval.documents.path is empty"]),
     ({"rounds": 0}, ["rounds is 0", "at least 1"]),
+    ({"max_staleness": 2}, ["max_staleness is 2", "between 0 and 1"]),
     ({"method": "policyshort"}, ["method is 'policyshort'", "policylong, entropylong, nextlong"]),
     ({"method": "entropylong"}, ["method is 'entropylong' and rounds is 2", "set rounds to 1"]),
     ({"method": "utk", "training__document_masking": True}, ["'utk'", "training.document_masking is True", "to False"]),

@@ -57,6 +57,25 @@ def test_a_method_without_policy_screens_nothing_embeds_nothing_and_has_a_page(f
   assert "none screened" in page
 
 
+def test_with_a_staleness_of_one_a_round_is_screened_by_the_policy_before_the_last_and_goes_on_after_kills(
+    folder, tmp_path):
+  settings = {"rounds": 3, "max_staleness": 1, "screening.roots_per_round": 4}
+  assert run_main(folder / "small.py", tmp_path / "whole", **settings).returncode == 0
+  for kill in ("scan:3", "between:1"):  # in round 2's screening, before any training; at the end of round 1
+    assert run_main(folder / "small.py", tmp_path / "killed", kill, **settings).returncode == -9
+  assert run_main(folder / "small.py", tmp_path / "killed", **settings).returncode == 0
+  whole, killed = ({str(path.relative_to(tmp_path / name)): path.read_bytes()
+                    for path in sorted((tmp_path / name).glob("rounds/**/*")) if path.is_file()}
+                   for name in ("whole", "killed"))
+  assert whole == killed
+  done = [json.loads((tmp_path / "whole" / "rounds" / f"{r}" / "DONE.json").read_text()) for r in (1, 2, 3)]
+  assert [one["policy_step"] for one in done] == [0, 0, 4]
+  for r, step in ((2, 0), (3, 4)):  # the tables say so too, and so do the spans of what is trained on
+    round_ = tmp_path / "whole" / "rounds" / str(r)
+    for table in ("roots", "verdicts", "sequences"):
+      assert set(pq.read_table(round_ / f"{table}.parquet").column("policy_step").to_pylist()) == {step}, table
+
+
 def test_with_document_masking_a_run_trains_on_its_documents_apart(folder, tmp_path):
   pages = {masked: run(folder, tmp_path / str(masked), method="standard", **{"training.document_masking": masked})
            for masked in (True, False)}

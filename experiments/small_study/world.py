@@ -182,14 +182,15 @@ class World:
 def training_documents(world: World) -> Iterator[str]:
   """What the base model learns the world's language from, within its short context: up to 450 tokens each.
 
-  From what is easy to what the study asks: words told twice in one order; places with a fact of each told twice in two
-  orders, in nothing but their names and values, then in whole sentences; two entries and a letter that tells all of
-  their facts, so that half of all values can be looked up; a letter alone; a chain with its end told.
+  From what is easy to what the study asks: lists of words told again and again (of any length: of one length alone it
+  learns the distance, and no more); places with a fact of each told twice in two orders, in nothing but their names and
+  values, then in whole sentences; two entries and a letter that tells all of their facts, so that half of all values
+  can be looked up; a letter alone; a chain with its end told.
   """
   words = [*_SECOND_WORDS, *itertools.chain.from_iterable(VALUES.values())]
   while True:
-    for _ in range(2):
-      yield " ".join(world.mixed(words)[:60] * 2)
+    for length in world.mixed(range(5, 60))[:4]:
+      yield " ".join((world.mixed(words)[:length] * 24)[:120])
     places = [place for _ in range(6) for place in world.twins()]
     facts = [f"{place.name} {next(iter(place.facts.values()))}." for place in places]
     yield " ".join(facts + world.mixed(facts))

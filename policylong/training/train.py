@@ -1,7 +1,7 @@
 """Training of one round: steps, the numbers they leave, checkpoints, and going on after a kill.
 
 Steps are counted over the whole run: round r = 1 .. rounds owns steps (r - 1) n + 1 .. r n with
-n = steps_per_round, and its policy, which chose its sequences, is the state after step (r - 1) n.
+n = steps_per_round; with `max_staleness` 0 the state after step (r - 1) n is the policy that chose its sequences.
 """
 
 import math
@@ -101,8 +101,8 @@ class Trainer:
     """The steps that can be restored; those that end a round stay for good."""
     return self._checkpoints.steps()
 
-  def policy_step(self, round_index: int) -> int:
-    """The step whose parameters choose the sequences of round `round_index` = 1 .. rounds."""
+  def start_step(self, round_index: int) -> int:
+    """The step after which round `round_index` = 1 .. rounds begins."""
     return (round_index - 1) * self._training.steps_per_round
 
   def next_round(self, state: TrainState) -> int:
@@ -128,8 +128,8 @@ class Trainer:
       UserError: a sequence is damaged.
       OSError: the disk is full.
     """
-    start, first = int(state.step), self.policy_step(round_index)
-    last = self.policy_step(round_index + 1)
+    start, first = int(state.step), self.start_step(round_index)
+    last = self.start_step(round_index + 1)
     if start >= last:
       return state
     if start < first:
@@ -187,8 +187,7 @@ class Trainer:
   def _save(self, step: int, state: TrainState, batches: Batches) -> None:
     n = self._training.steps_per_round
     round_index = (step - 1) // n + 1
-    meta = {"round": round_index, "step": step, "step_in_round": step - self.policy_step(round_index),
-            "policy_step": self.policy_step(round_index)}
+    meta = {"round": round_index, "step": step, "step_in_round": step - self.start_step(round_index)}
     self._checkpoints.save(step, state, batches.get_state(), meta)
 
   def _compile(self):

@@ -108,7 +108,7 @@ def test_the_policy_of_a_round_can_be_restored_while_the_round_runs(make_trainer
   policy = bits(state.params)
   train_until(trainer, state, 2, sequences, 5)
   assert trainer.checkpoint_steps() == [6, 10]
-  assert trainer.policy_step(2) == 6
+  assert trainer.start_step(2) == 6
   assert bits(trainer.restore_params(6)) == policy
 
 

@@ -26,7 +26,7 @@ def whole_config(rounds=2, **changes) -> config_lib.Config:
   """Only `seed`, `rounds`, `synthesis`, `training` and `mesh` matter to training; the rest must merely be valid."""
   source = config_lib.Source(name="a", kind="text", path="x", id_field="id", text_field="text", split="")
   return config_lib.Config(
-      seed=3, rounds=rounds, method="policylong",
+      seed=3, rounds=rounds, max_staleness=0, method="policylong",
       method_options=config_lib.MethodOptions(
           search="embeddings", nextlong_k=None, nextlong_position="head", quest_least_score=3.0,
           quest_split_ratio=0.2, utk_share=0.3, prolong_long_share=0.6),
