@@ -1,5 +1,6 @@
 """The small study: its planted world and tasks are what they say, its truth is counted right, its report adds up."""
 
+import itertools
 import json
 import math
 import re
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.small_study import base, corpora, measures, report, tasks, truth
-from experiments.small_study.world import RELATIONS, VALUES, World
+from experiments.small_study.world import RELATIONS, VALUES, World, drills
 from policylong import tables
 from policylong.corpus.chunks import chunk_id
 from policylong.records import Anchor, Negative, Positive, Verdict
@@ -42,6 +43,18 @@ def test_each_kind_of_fact_has_48_values_and_worlds_share_no_place():
   assert all(len(words) == len(set(words)) == 48 for words in VALUES.values())
   names = [{world.twins()[0].name for _ in range(300)} for world in map(World, (1, 2, 3))]
   assert all(len(found) == 300 for found in names) and len(set.union(*names)) == 900
+
+
+def test_in_a_drill_a_word_or_a_place_is_always_followed_by_the_same():
+  kinds = set()
+  for text in itertools.islice(drills(World(1)), 90):
+    parts = re.findall(r"([A-Z]\w+ [A-Z]\w+) (\w+)\.", text)
+    kinds.add(bool(parts))
+    words = text.split()
+    pairs = parts or list(itertools.pairwise(words))
+    assert len(dict(pairs)) == len(set(pairs))
+    assert len(set(pairs)) <= len(pairs) / 2 + 1 and len(words) <= 120
+  assert kinds == {True, False}
 
 
 class _Reader:

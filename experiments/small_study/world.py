@@ -179,22 +179,28 @@ class World:
     return str(choices[self._rng.integers(len(choices))])
 
 
-def training_documents(world: World) -> Iterator[str]:
-  """What the base model learns the world's language from, within its short context: up to 450 tokens each.
+def drills(world: World) -> Iterator[str]:
+  """What a model learns to copy from, 120 to 150 tokens each: the attention heads that look up what followed before.
 
-  From what is easy to what the study asks: lists of words told again and again (of any length: of one length alone it
-  learns the distance, and no more); places with a fact of each told twice in two orders, in nothing but their names and
-  values, then in whole sentences; two entries and a letter that tells all of their facts, so that half of all values
-  can be looked up; a letter alone; a chain with its end told.
+  Lists of words told again and again, of any length (of one length alone the model learns the distance, and no more),
+  and places with a value each, told twice in two orders.
   """
   words = [*_SECOND_WORDS, *itertools.chain.from_iterable(VALUES.values())]
   while True:
-    for length in world.mixed(range(5, 60))[:4]:
-      yield " ".join((world.mixed(words)[:length] * 24)[:120])
-    places = [place for _ in range(6) for place in world.twins()]
-    facts = [f"{place.name} {next(iter(place.facts.values()))}." for place in places]
+    for length in world.mixed(range(3, 60))[:8]:
+      yield " ".join((world.mixed(words)[:length] * 40)[:120])
+    facts = [f"{place.name} {next(iter(place.facts.values()))}." for _ in range(6) for place in world.twins()]
     yield " ".join(facts + world.mixed(facts))
-    facts = [place.fact(next(iter(place.facts))) for place in places[:10]]
+
+
+def training_documents(world: World) -> Iterator[str]:
+  """What the base model learns the world's language from, within its short context: up to 450 tokens each.
+
+  Places with a fact of each told twice in two orders; two entries and a letter that tells all of their facts, so that
+  half of all values can be looked up; a letter alone; a chain with its end told.
+  """
+  while True:
+    facts = [place.fact(next(iter(place.facts))) for _ in range(5) for place in world.twins()]
     yield " ".join(facts + world.mixed(facts))
     for _ in range(2):
       known = [world.twins()[0] for _ in range(2)] if world.coin() else list(world.twins())
