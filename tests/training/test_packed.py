@@ -151,7 +151,7 @@ def test_packed_records_become_batches_and_wrong_ones_one_sentence(tmp_path, doc
   batch = next(batches)
   rows = {row[0].tobytes(): row for row in packed}
   for micro, at in np.ndindex(2, 2):
-    found = [np.asarray(array)[micro, at] for array in batch]
+    found = [np.asarray(array)[micro, at] for array in batch[:4]]  # no weights
     tokens = found[0].reshape(8, -1)[[0, 2, 4, 6, 7, 5, 3, 1]].ravel()  # zig-zag over four devices, undone
     wanted = make_packed_batch(rows.pop(tokens.tobytes()), 4)
     for array, other in zip(found, wanted):
