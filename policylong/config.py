@@ -253,11 +253,21 @@ class Training(Recipe):
     _at_least("training.short_window", self.short_window, 1)
     if self.longfilter_share is not None and not 0 < self.longfilter_share < 1:
       raise ConfigError(f"training.longfilter_share is {self.longfilter_share}; it must be between 0 and 1, or None")
-    if self.document_masking and (self.longce or self.longfilter_share is not None):
+    if self.document_masking and self.needs_gaps:
       raise ConfigError(f"training.document_masking is True, training.longce is {self.longce} and training."
                         f"longfilter_share is {self.longfilter_share}: what a token gains from the whole sequence is "
                         "nothing to documents that do not see each other; set it to False, or these to False and None")
     super().__post_init__()
+
+  @property
+  def needs_gaps(self) -> bool:
+    """Whether the policy must first say what each token of its sequences owes to their length (`long_gap`)."""
+    return self.longce or self.longfilter_share is not None
+
+  @property
+  def record_rows(self) -> int:
+    """Rows of L numbers in a record of a training sequence: 1 of a plain one, 2 of a weighed one, 3 of a packed one."""
+    return 3 if self.document_masking else 2 if self.longce else 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -356,7 +366,7 @@ class Config:
     if length <= root:
       raise ConfigError(f"synthesis.sequence_length is {length}: it must be more than "
                         f"screening.root_tokens = {root}, to leave room for contexts")
-    if (self.training.longce or self.training.longfilter_share is not None) and self.training.short_window >= length:
+    if self.training.needs_gaps and self.training.short_window >= length:
       raise ConfigError(f"training.short_window is {self.training.short_window}, and synthesis.sequence_length = "
                         f"{length} tokens are not more: make it smaller")
     _check_layout("synthesis.sequence_length", length, self.training, self.mesh)

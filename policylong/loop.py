@@ -5,7 +5,7 @@
     screening : scan the round's roots, retrieve for their anchors, verify, take hard negatives
     synthesis : shuffle positives and negatives in front of each root, exactly L tokens
     training  : next-token loss on every token of these sequences (with document masking: on all but the first of
-                each document, which nothing of its own predicts; `long_gain` may choose among them)
+                each document, which nothing of its own predicts; `long_gap` may choose among them)
     evaluation: benchmarks of the new policy (and, before the first round, of the base model)
 
 With `config.max_staleness` 1 a round is screened before the one before it is trained, by the policy from before that:
@@ -28,7 +28,7 @@ import numpy as np
 from etils import epath
 
 from policylong import config as config_lib
-from policylong import hosts, long_gain, tables
+from policylong import hosts, long_gap, tables
 from policylong.corpus.roots import sample_documents
 from policylong.corpus.store import open_corpus
 from policylong.errors import UserError
@@ -151,11 +151,11 @@ class _Loop:
       self.library.done()
     else:
       self.library.serve()
-    if long_gain.asked(config.training):
+    if config.training.needs_gaps:
       hosts.barrier("synthesized")
-      found = long_gain.select(round_, self.scorer(), config.training, config.synthesis.sequence_length,
+      found = long_gap.select(round_, self.scorer(), config.training, config.synthesis.sequence_length,
                                self.model.vocab_size)
-      summary |= {"long_gain": found, "epochs": self.read / found["kept"]} if found else {}
+      summary |= {"long_gap": found, "epochs": self.read / found["kept"]} if found else {}
     if hosts.is_first():
       write_json(round_.screened_path, summary)
       log_summary(summary)
@@ -205,7 +205,7 @@ class _Loop:
   def train(self, round_: Round) -> None:
     """Trains to the end of the round, then marks the round as done."""
     counts = read_json(round_.screened_path)
-    folder = round_.selected if long_gain.asked(self.config.training) else round_.sequences
+    folder = round_.selected if self.config.training.needs_gaps else round_.sequences
     self.state = self.trainer.train_round(self.state, round_.index, sequence_paths(folder),
                                           counts["mean_attended_tokens"])
     if hosts.is_first():

@@ -117,7 +117,7 @@ class Round:
 
   @property
   def selected(self) -> epath.Path:
-    """The folder of what training reads instead of these where `long_gain` chose or weighed."""
+    """The folder of what training reads instead of these where `long_gap` chose or weighed."""
     return self.directory / "selected"
 
   @property

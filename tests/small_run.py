@@ -105,7 +105,7 @@ def _die_at(kill: str) -> None:
   def named(name):
     return lambda path, *_: str(path.name).startswith(name)
 
-  if stage in ("scan", "candidates", "verify", "verdicts", "negatives", "offpolicy", "gains"):
+  if stage in ("scan", "candidates", "verify", "verdicts", "negatives", "offpolicy", "gaps"):
     tables.write = dying(tables.write, named(stage), before=True)
   elif stage == "between":  # the round is trained; its marker is not there yet, or just is
     workdir.write_json = dying(workdir.write_json, named("DONE"), before=int(call) == 1)

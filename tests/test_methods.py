@@ -112,8 +112,8 @@ def test_with_longce_a_run_trains_on_weighed_sequences(folder, tmp_path):
   assert (weighed[:, 0] == tokens).all() and not (rounds[False] / "selected").exists()
   assert (weights[:, :64] == 1).all() and (weights > 0).all() and weights.max() <= 5 and np.std(weights[:, 64:]) > 0.01
   done = json.loads((rounds[True] / "DONE.json").read_text())
-  assert done["long_gain"]["mean_weight"] == pytest.approx(weights.mean()) and done["long_gain"]["kept"] == 8
-  assert done["long_gain"]["largest_share"] == pytest.approx((weights == 5).mean())
+  assert done["long_gap"]["mean_weight"] == pytest.approx(weights.mean()) and done["long_gap"]["kept"] == 8
+  assert done["long_gap"]["largest_share"] == pytest.approx((weights == 5).mean())
   losses = {longce: [json.loads(line)["loss"] for line in (tmp_path / str(longce) / "metrics.jsonl").read_text()
                      .splitlines()] for longce in pages}
   assert len(losses[True]) == 4 and np.isfinite(losses[True]).all() and losses[True] != losses[False]
@@ -125,13 +125,13 @@ def test_with_longfilter_a_run_trains_on_the_sequences_with_the_highest_scores(f
              **{"training.longfilter_share": 0.5, "training.short_window": 64})
   round_ = tmp_path / "run" / "rounds" / "1"
   tokens = read_tokens(sequence_paths(round_ / "sequences"))
-  table = pq.read_table(round_ / "gains.parquet").to_pydict()
+  table = pq.read_table(round_ / "gaps.parquet").to_pydict()
   best = sorted(np.argsort(table["score"])[-8:].tolist())
   assert len(tokens) == 16 and [i for i, kept in enumerate(table["kept"]) if kept] == best
   assert (read_tokens(sequence_paths(round_ / "selected")) == tokens[best]).all()
   done = json.loads((round_ / "DONE.json").read_text())
-  assert done["epochs"] == 1.0 and done["long_gain"]["kept"] == 8 and done["sequences"] == 16
-  assert done["long_gain"]["mean_score_kept"] == pytest.approx(np.mean([table["score"][i] for i in best]))
+  assert done["epochs"] == 1.0 and done["long_gap"]["kept"] == 8 and done["sequences"] == 16
+  assert done["long_gap"]["mean_score_kept"] == pytest.approx(np.mean([table["score"][i] for i in best]))
   assert "chosen by LongFilter" in page.read_text()
 
 
@@ -139,7 +139,7 @@ def test_a_method_without_policy_is_resumed_like_any_other(folder, tmp_path):
   settings = {"method": "nextlong", "rounds": 1, "training.longce": True, "training.longfilter_share": 0.5,
               "training.short_window": 64}
   assert run_main(folder / "small.py", tmp_path / "whole", **settings).returncode == 0
-  for kill in ("synthesis:3", "gains:1", "training:2"):
+  for kill in ("synthesis:3", "gaps:1", "training:2"):
     assert run_main(folder / "small.py", tmp_path / "killed", kill, **settings).returncode == -9
   last = run_main(folder / "small.py", tmp_path / "killed", **settings)
   assert last.returncode == 0, last.stderr[-3000:]

@@ -10,9 +10,10 @@ planted world's language (world.py: places that are used for nothing else), so t
 look a fact up, and the rest is speeches and encyclopaedia leads. RoPE's theta is that of a long context from the
 start, so that no method has to change it.
 
-Why drills: in 900 steps on the second stage's text alone, with lists a tenth of it, the model did not learn to look a
-value up (3.9 nats, a guess); lists that all had 60 words it copied by their distance (0.5 nats after 900 steps), and
-nothing else. On drills alone copying began within 100 steps.
+Why drills: without any, 700 steps did not teach the model to look a value up (3.9 nats, a guess); nor did 500 steps
+with drills a part of the text; nor 900 with lists that all had 60 words, which it copied by their distance (0.5 nats).
+Continued on drills alone, the model of those 500 steps began to copy within 100. The two stages as they stand here
+have not been run to their end, so that they suffice is a guess.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from policylong.stored import open_model
 
 PATH = pathlib.Path("experiments/small_study/base")
 VOCABULARY, LENGTH = 4096, 512
-# Documents of the two stages: about 5M tokens, each read about once.
+# Documents of the two stages: 4.5M tokens that are read once, and with the real text 5.9M that are read twice.
 DRILLS, PLANTED = 36_000, 24_000
 MODEL = ModelConfig(family="qwen3", vocab_size=VOCABULARY, embed_dim=256, mlp_dim=704, num_layers=6, num_heads=4,
                     num_kv_heads=2, head_dim=64, norm_eps=1e-6, rope_theta=1e5, yarn=None, max_positions=LENGTH,

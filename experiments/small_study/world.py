@@ -6,8 +6,7 @@ place whose name begins with the same word, with an entry of its own and other v
 each kind of fact: without the entry nothing is better than a guess (3.9 nats), with it nothing is left to guess.
 
 A value stands right behind its place's name, and the name's last word is one of many, because the model that has to
-learn it is small: what followed the same token before is what attention heads learn first. (With invented last words,
-which all end in one of few tokens, 9M tokens of pretraining did not teach it to look a value up.)
+learn it is small: what followed the same token before is what attention heads learn first.
 
 Everything follows from a seed, and worlds of seeds that differ modulo 7 share no name.
 """
@@ -180,7 +179,7 @@ class World:
 
 
 def drills(world: World) -> Iterator[str]:
-  """What a model learns to copy from, 120 to 150 tokens each: the attention heads that look up what followed before.
+  """What a model is to learn copying from, 120 to 150 tokens each: to look up what followed the same word before.
 
   Lists of words told again and again, of any length (of one length alone the model learns the distance, and no more),
   and places with a value each, told twice in two orders.

@@ -23,7 +23,7 @@ from policylong.evaluation.position_loss import documents_name
 from policylong.evaluation.results import Options, Result, check_lengths
 from policylong.workdir import read_json, write_json
 
-_LEAST_GAIN, _MOST_LOSS = 2.0, 2.0  # nats
+_LEAST_GAP, _MOST_LOSS = 2.0, 2.0  # nats
 
 
 def names() -> tuple[str, ...]:
@@ -62,7 +62,7 @@ def run(policy, tasks: Sequence[str], options: Options, directory: epath.Path) -
 
 def key_tokens(long_nll: np.ndarray, short_nll: np.ndarray) -> np.ndarray:
   """bool, of the shape of both: LSD above 2 nats and LCL below 2 nats. NaN is never a key token."""
-  return (short_nll - long_nll > _LEAST_GAIN) & (long_nll < _MOST_LOSS)
+  return (short_nll - long_nll > _LEAST_GAP) & (long_nll < _MOST_LOSS)
 
 
 def short_nlls(token_nlls, rows: Sequence[np.ndarray], short_window: int) -> list[np.ndarray]:

@@ -85,7 +85,7 @@ class Batches(Iterator[Batch]):
       vocab_size: token ids must be below it.
       seed: the run's seed; the round is folded into it.
       round_index: the round that the sequences belong to.
-      rows: of a record: 1 of plain sequences, 2 of weighed ones, 3 of packed ones.
+      rows: of a record, see `config.Training.record_rows`.
 
     Raises:
       UserError: no file, an unreadable file, no record; later a record of the wrong length or with

@@ -2,7 +2,7 @@
 
 The loss is the mean over all predictions of the whole batch that have a target, however they are spread over
 sequences, microbatches and devices: a token counts the same wherever it stands, unless it was given a weight
-(`policylong.long_gain`).
+(`policylong.long_gap`).
 
 Letters: A microbatches, B sequences of one microbatch, L tokens of a sequence, D model, V vocabulary, C devices of
 the context axis.
@@ -63,11 +63,11 @@ def token_sharding(mesh: jax.sharding.Mesh, shape: tuple[int, int, int]) -> Name
 def abstract_batch(training: config_lib.Training, shape: tuple[int, int, int], sharding: NamedSharding) -> Batch:
   """The shapes of a step's Batch [A, B, L]."""
   tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
-  if training.document_masking:
-    return Batch(tokens, tokens, tokens, tokens)
-  if not training.longce:
+  if training.record_rows == 1:
     return Batch(tokens, tokens)
-  return Batch(tokens, tokens, weights=jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding))
+  if training.record_rows == 2:
+    return Batch(tokens, tokens, weights=jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding))
+  return Batch(tokens, tokens, tokens, tokens)
 
 
 def make_batch(tokens: np.ndarray, context: int) -> Batch:

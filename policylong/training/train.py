@@ -136,7 +136,7 @@ class Trainer:
       raise ValueError(f"the state is at step {start}; round {round_index} begins at step {first}")
     batches = Batches(paths, shape=self._shape, sharding=self._token_sharding,
                       vocab_size=self._model_config.vocab_size, seed=self._seed, round_index=round_index,
-                      rows=3 if self._training.document_masking else 2 if self._training.longce else 1)
+                      rows=self._training.record_rows)
     if start > first:
       if self._cursor is None or self._cursor.step != start:
         raise ValueError(f"a state in the midst of a round (step {start}) must come from this trainer's restore")

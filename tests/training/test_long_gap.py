@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from tiny_training import LENGTH, TINY, mesh_of, tiny_params, write_records
 
-from policylong import long_gain
+from policylong import long_gap
 from policylong.model.qwen import hidden_states, output_matrix
 from policylong.training.batches import Batches
 from policylong.training.step import Batch, mean_loss, token_sharding
@@ -51,15 +51,15 @@ def weights():
 
 
 def test_weights_are_those_of_the_formula():
-  gain, _ = long_gain.gains(lambda rows: [nlls(row).astype(np.float32) for row in rows], list(ROWS), WINDOW)
-  found = long_gain.longce_weights(gain)
+  gap, _ = long_gap.gaps(lambda rows: [nlls(row).astype(np.float32) for row in rows], list(ROWS), WINDOW)
+  found = long_gap.longce_weights(gap)
   assert found.dtype == np.float32 and (found[:, :WINDOW] == 1).all()
   np.testing.assert_allclose(found, weights(), rtol=2e-6)
   assert (found == 5).any() and (found < 1).any() and ((found > 1) & (found < 5)).any()
 
 
 def test_a_sequences_score_is_that_of_the_formula():
-  gain, long = long_gain.gains(lambda rows: [nlls(row).astype(np.float32) for row in rows], list(ROWS), WINDOW)
+  gap, long = long_gap.gaps(lambda rows: [nlls(row).astype(np.float32) for row in rows], list(ROWS), WINDOW)
   wanted = []
   for row in ROWS:
     whole, terms = nlls(row), []
@@ -67,7 +67,7 @@ def test_a_sequences_score_is_that_of_the_formula():
       short = nlls(row[(t - WINDOW) // 2 * 2:t + 1])[-1]
       terms.append(np.exp(-whole[t]) * (short - whole[t]))
     wanted.append(sum(terms) / len(terms))
-  np.testing.assert_allclose(long_gain.longfilter_scores(gain, long), wanted, rtol=1e-5)
+  np.testing.assert_allclose(long_gap.longfilter_scores(gap, long), wanted, rtol=1e-5)
   assert np.ptp(wanted) > 1e-3, wanted
 
 

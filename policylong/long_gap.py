@@ -1,12 +1,13 @@
-"""What each token of a round's sequences gains from the long context, and two things to do with it.
+"""The long-short gap of each token of a round's sequences, and two things to do with it.
 
-The gain of a token is loss_short - loss_long, in nats: its loss after the last `training.short_window` tokens, or up to
-a quarter more (`short_nlls`), minus its loss after all that stands before it in its sequence. It is the round's policy
-that reads, all sequences of the round once, before it trains: a forward pass over each, and five over short windows.
+The gap of a token, LongPPL's LSD, is loss_short - loss_long in nats: its loss after the last `training.short_window`
+tokens, or up to a quarter more (`short_nlls`), minus its loss after all that stands before it in its sequence. It is
+the round's policy that reads, all sequences of the round once, before it trains: a forward pass over each, and five
+over short windows.
 
-LongCE (arXiv 2410.23771) weighs tokens in the training loss: exp(gain), 5 at most; the first short_window tokens 1.
+LongCE (arXiv 2410.23771) weighs tokens in the training loss: exp(gap), 5 at most; the first short_window tokens 1.
 LongFilter (arXiv 2510.25804) keeps the best share of the sequences, by the mean over all tokens behind the first
-short_window of exp(-loss_long) gain. The paper selects documents so; here it is sequences, whoever made them.
+short_window of exp(-loss_long) gap. The paper selects documents so; here it is sequences, whoever made them.
 """
 
 import math
@@ -29,13 +30,8 @@ _MOST = 5.0
 _SHARD = 8
 
 
-def asked(training: config_lib.Training) -> bool:
-  """Whether training wants to know."""
-  return training.longce or training.longfilter_share is not None
-
-
 def select(round_: Round, scorer: Scorer, training: config_lib.Training, length: int, vocab_size: int) -> dict:
-  """Writes `round_.selected`, the records that training reads, and gains.parquet. Collective; each process its share.
+  """Writes `round_.selected`, the records that training reads, and gaps.parquet. Collective; each process its share.
 
   Args:
     round_: its sequences are written.
@@ -50,21 +46,21 @@ def select(round_: Round, scorer: Scorer, training: config_lib.Training, length:
   """
   sequences = Sequences(sequence_paths(round_.sequences), length, vocab_size)
   shards = [range(start, min(start + _SHARD, len(sequences))) for start in range(0, len(sequences), _SHARD)]
-  with tqdm(desc=f"round {round_.index} long gain", unit="tok", unit_scale=True, mininterval=1.0,
+  with tqdm(desc=f"round {round_.index} long-short gap", unit="tok", unit_scale=True, mininterval=1.0,
             disable=not hosts.is_first()) as bar:
     for shard in hosts.share(len(shards)):
-      if not round_.shard("gains", shard).exists():
-        gain, long = gains(lambda rows: [nll for _, nll in scorer.traces(rows, bar.update)],
-                           [sequences[i] for i in shards[shard]], training.short_window)
-        weights = pa.FixedSizeListArray.from_arrays(longce_weights(gain).reshape(-1), length)
-        tables.write(round_.shard("gains", shard), pa.table({
-            "sequence": list(shards[shard]), "score": longfilter_scores(gain, long), "weights": weights}))
-  hosts.barrier("gains")
+      if not round_.shard("gaps", shard).exists():
+        gap, long = gaps(lambda rows: [nll for _, nll in scorer.traces(rows, bar.update)],
+                         [sequences[i] for i in shards[shard]], training.short_window)
+        weights = pa.FixedSizeListArray.from_arrays(longce_weights(gap).reshape(-1), length)
+        tables.write(round_.shard("gaps", shard), pa.table({
+            "sequence": list(shards[shard]), "score": longfilter_scores(gap, long), "weights": weights}))
+  hosts.barrier("gaps")
   return _write(round_, sequences, len(shards), training) if hosts.is_first() else {}
 
 
-def gains(token_nlls: Callable, rows: Sequence[np.ndarray], window: int) -> tuple[np.ndarray, np.ndarray]:
-  """(gain, loss_long), float32[n, L] in nats, of n sequences of L tokens; NaN where no more than `window` precede.
+def gaps(token_nlls: Callable, rows: Sequence[np.ndarray], window: int) -> tuple[np.ndarray, np.ndarray]:
+  """(gap, loss_long), float32[n, L] in nats, of n sequences of L tokens; a gap is NaN where fewer than `window` precede.
 
   Args:
     token_nlls: rows of token ids -> the nll in nats of each token given those before it in its row.
@@ -75,19 +71,19 @@ def gains(token_nlls: Callable, rows: Sequence[np.ndarray], window: int) -> tupl
   return short - long, long
 
 
-def longce_weights(gain: np.ndarray) -> np.ndarray:
-  """float32, of the shape of the gains: the weight of each token."""
-  return np.exp(np.minimum(np.nan_to_num(gain, nan=0.0), math.log(_MOST))).clip(max=_MOST).astype(np.float32)
+def longce_weights(gap: np.ndarray) -> np.ndarray:
+  """float32, of the shape of the gaps: the weight of each token."""
+  return np.exp(np.minimum(np.nan_to_num(gap, nan=0.0), math.log(_MOST))).clip(max=_MOST).astype(np.float32)
 
 
-def longfilter_scores(gain: np.ndarray, long: np.ndarray) -> np.ndarray:
+def longfilter_scores(gap: np.ndarray, long: np.ndarray) -> np.ndarray:
   """float64[n]: how much each sequence needs its length; of float32[n, L]."""
-  return np.nanmean(np.exp(-long) * gain, axis=1, dtype=np.float64)
+  return np.nanmean(np.exp(-long) * gap, axis=1, dtype=np.float64)
 
 
 def _write(round_: Round, sequences: Sequences, shards: int, training: config_lib.Training) -> dict:
   """Selects, writes the records in the order of the sequences, then the table."""
-  found = [tables.read(round_.shard("gains", shard)) for shard in range(shards)]
+  found = [tables.read(round_.shard("gaps", shard)) for shard in range(shards)]
   score = np.concatenate([table.column("score").to_numpy() for table in found])
   share = 1.0 if training.longfilter_share is None else training.longfilter_share
   kept = np.zeros(len(score), bool)
@@ -102,7 +98,7 @@ def _write(round_: Round, sequences: Sequences, shards: int, training: config_li
         if kept[i]:
           yield np.stack([sequences[i], weights.view(np.int32)]) if training.longce else sequences[i]
   write_records(records(), round_.selected)
-  tables.write(round_.table("gains"), pa.table({
+  tables.write(round_.table("gaps"), pa.table({
       "sequence": np.arange(len(score)), "score": score, "mean_weight": mean_weight, "kept": kept}))
   return {"kept": int(kept.sum()), "mean_score": float(score.mean()), "mean_score_kept": float(score[kept].mean()),
           "mean_weight": float(mean_weight[kept].mean()), "largest_share": float(largest[kept].mean())}
