@@ -60,7 +60,7 @@ def select(round_: Round, scorer: Scorer, training: config_lib.Training, length:
 
 
 def gaps(token_nlls: Callable, rows: Sequence[np.ndarray], window: int) -> tuple[np.ndarray, np.ndarray]:
-  """(gap, loss_long), float32[n, L] in nats, of n sequences of L tokens; a gap is NaN where fewer than `window` precede.
+  """(gap, loss_long), float32[n, L] in nats of n sequences of L tokens; gaps NaN where fewer than `window` precede.
 
   Args:
     token_nlls: rows of token ids -> the nll in nats of each token given those before it in its row.
