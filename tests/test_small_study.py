@@ -1,18 +1,20 @@
 """The small study: its planted world and tasks are what they say, its truth is counted right, its report adds up."""
 
-import itertools
 import json
 import math
 import re
 import types
 
+import jax
 import numpy as np
 import pytest
 
 from experiments.small_study import base, corpora, measures, report, tasks, truth
-from experiments.small_study.world import RELATIONS, VALUES, World, drills
+from experiments.small_study.induction import init_with_induction
+from experiments.small_study.world import RELATIONS, VALUES, World
 from policylong import tables
 from policylong.corpus.chunks import chunk_id
+from policylong.model.qwen import hidden_states, init_params
 from policylong.records import Anchor, Negative, Positive, Verdict
 from policylong.workdir import Workdir, write_json
 
@@ -45,16 +47,18 @@ def test_each_kind_of_fact_has_48_values_and_worlds_share_no_place():
   assert all(len(found) == 300 for found in names) and len(set.union(*names)) == 900
 
 
-def test_in_a_drill_a_word_or_a_place_is_always_followed_by_the_same():
-  kinds = set()
-  for text in itertools.islice(drills(World(1)), 90):
-    parts = re.findall(r"([A-Z]\w+ [A-Z]\w+) (\w+)\.", text)
-    kinds.add(bool(parts))
-    words = text.split()
-    pairs = parts or list(itertools.pairwise(words))
-    assert len(dict(pairs)) == len(set(pairs))
-    assert len(set(pairs)) <= len(pairs) / 2 + 1 and len(words) <= 120
-  assert kinds == {True, False}
+def test_fresh_weights_look_up_what_followed_the_same_token_and_plain_ones_do_not():
+  rng = np.random.default_rng(0)
+  lists = np.stack([np.tile(rng.permutation(base.VOCABULARY)[:30], 16) for _ in range(2)])
+  right = {}
+  for init in (lambda config, key: init_params(config, key, np.float32), init_with_induction):
+    params = init(base.MODEL, jax.random.key(0))
+    states = hidden_states(params, base.MODEL, lists[:, :-1], compute_dtype=np.float32)
+    said = np.argmax(states @ params["embedding"].T, axis=-1) == lists[:, 1:]
+    right[init] = (said[:, :29].mean(), said[:, 30:].mean())
+  plain, circuit = right.values()
+  assert max(plain) < 0.05  # even of a list told fifteen times
+  assert circuit[0] < 0.05 and circuit[1] > 0.5
 
 
 class _Reader:

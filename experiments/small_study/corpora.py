@@ -10,7 +10,7 @@ import json
 import pathlib
 from collections.abc import Iterable
 
-from experiments.small_study.world import World, drills, training_documents
+from experiments.small_study.world import World, training_documents
 from policylong.errors import UserError
 from policylong.workdir import write_atomically
 
@@ -36,11 +36,6 @@ def leads() -> list[tuple[str, str]]:
   """(title, text) of the Wikipedia leads."""
   with open(MATERIAL / "wiki.jsonl", encoding="utf-8") as file:
     return [(record["id"], record["text"]) for record in map(json.loads, file)]
-
-
-def write_drills(path: pathlib.Path, count: int) -> None:
-  """`count` documents to learn copying from."""
-  _write(path, [(f"drill/{i}", text) for i, text in enumerate(itertools.islice(drills(World(BASE_WORLD)), count))])
 
 
 def write_base_corpus(path: pathlib.Path, planted: int) -> None:

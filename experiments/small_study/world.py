@@ -178,20 +178,6 @@ class World:
     return str(choices[self._rng.integers(len(choices))])
 
 
-def drills(world: World) -> Iterator[str]:
-  """What a model is to learn copying from, 120 to 150 tokens each: to look up what followed the same word before.
-
-  Lists of words told again and again, of any length (of one length alone the model learns the distance, and no more),
-  and places with a value each, told twice in two orders.
-  """
-  words = [*_SECOND_WORDS, *itertools.chain.from_iterable(VALUES.values())]
-  while True:
-    for length in world.mixed(range(3, 60))[:8]:
-      yield " ".join((world.mixed(words)[:length] * 40)[:120])
-    facts = [f"{place.name} {next(iter(place.facts.values()))}." for _ in range(6) for place in world.twins()]
-    yield " ".join(facts + world.mixed(facts))
-
-
 def training_documents(world: World) -> Iterator[str]:
   """What the base model learns the world's language from, within its short context: up to 450 tokens each.
 
