@@ -15,6 +15,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 
 from experiments.cells import Cell, Grid, read_grid
 from experiments.results import run_numbers, write_results
@@ -42,14 +43,15 @@ def main() -> None:
                     f"{arguments.workdir}/table.md says why; start the same command again to try them again")
 
 
-def run_all(grid: Grid, path: str, directory: pathlib.Path) -> None:
-  """Runs what has no numbers yet; the table is there after each cell."""
+def run_all(grid: Grid, path: str, directory: pathlib.Path, report: Callable[[], None] = lambda: None) -> None:
+  """Runs what has no numbers yet; the table is there after each cell, and what `report` writes."""
   if grid.prepare:
     grid.prepare()
   for number, cell in enumerate(grid.cells, start=1):
     print(f"cell {number} of {len(grid.cells)}: {cell.folder}", flush=True)
     run(cell, path, directory)
     write_results(grid, directory)
+    report()
 
 
 def outcome_path(cell: Cell, directory: pathlib.Path) -> pathlib.Path:

@@ -182,11 +182,12 @@ def test_results_have_every_cells_mean_and_interval(tmp_path):
   for cell in cells:
     value = {"standard": 0.0, "policylong": 2.0}[cell.name] + (2.0 if cell.name == "standard" else 4.0) * cell.seed
     write_json(tmp_path / "outcomes" / f"{cell.folder}.json", {"numbers": dict.fromkeys(base, value), "config": {}})
-  report.write(types.SimpleNamespace(cells=cells), tmp_path, tmp_path / "none.md")
+  waiting = types.SimpleNamespace(name="knn", folder="knn-seed0", seed=0, config=_config())
+  report.write(types.SimpleNamespace(cells=[*cells, waiting]), tmp_path, tmp_path / "none.md")
   text = (tmp_path / "RESULTS.md").read_text()
   # two values a and b: mean ± 12.706 |a - b| / 2
   assert "| standard | 1 ± 13 | 1 ± 13 |" in text and "| policylong | 4 ± 25 | 4 ± 25 |" in text
-  assert "| base | 0.25 | 0.25 |" in text and "4 of 4 runs" in text and "32,768 tokens" in text
+  assert "| base | 0.25 | 0.25 |" in text and "4 of 5 runs" in text and "32,768 tokens" in text
   assert re.search(r"\| standard \| 3 ± 13 \(\d+\)", text)  # 2 - 0 and 6 - 2
   assert (tmp_path / "results.svg").read_text().startswith("<svg")
 

@@ -4,7 +4,8 @@
 
 Run it from the project's folder, after `make material`. Sizes: quick, small, full; what each of them is stands in the
 file of its name. Killed at any instant and started again, the command goes on; a cell's finished numbers are kept in
-results/<size>/outcomes/, so that without a change nothing is run again. Not run to its end yet: see base.py.
+results/<size>/outcomes/, so that without a change nothing is run again, and RESULTS.md beside them is written anew after
+each cell.
 """
 
 import argparse
@@ -34,8 +35,7 @@ def main() -> None:
   path = FOLDER / f"{arguments.size}.py"
   grid = read_grid(str(path))
   _measure_base(arguments.size, grid.cells[0].config.mesh.simulated_devices, directory)
-  grids.run_all(grid, str(path), directory)
-  report.write(grid, directory, FOLDER / "findings.md")
+  grids.run_all(grid, str(path), directory, lambda: report.write(grid, directory, FOLDER / "findings.md"))
   print(f"results: {directory / 'RESULTS.md'}")
 
 

@@ -28,11 +28,10 @@ Numbers = Mapping[str, Sequence[float]]
 
 
 def write(grid: Grid, directory: pathlib.Path, findings: pathlib.Path) -> None:
-  """Writes RESULTS.md and its plot from the outcomes of all cells that are done."""
+  """Writes RESULTS.md and its plot from the outcomes of the cells that are done."""
   seeds: dict[str, dict[int, dict[str, float]]] = {}
   for cell in grid.cells:
-    outcome = read_json(outcome_path(cell, directory))
-    if "numbers" in outcome:
+    if (path := outcome_path(cell, directory)).exists() and "numbers" in (outcome := read_json(path)):
       seeds.setdefault(cell.name, {})[cell.seed] = outcome["numbers"]
   base = read_json(directory / "base.json")
   cells: dict[str, Numbers] = {"base": {name: [value] for name, value in base.items()}}
