@@ -41,6 +41,7 @@ setup(
         "transformers==5.23.0",
     ],
     extras_require={
+        "cuda": ["jax[cuda12]==0.12.0.1"],
         "evaluation": EVALUATION,
         "test": ["pytest==9.2.0", "ruff==0.17.6", *EVALUATION],
         "tpu": ["jax[tpu]==0.12.0.1"],

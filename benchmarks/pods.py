@@ -1,4 +1,4 @@
-"""Writes docs/pods.md: what each config needs on each slice it is made for, and how long a whole run takes.
+"""Writes docs/pods.md: what each config needs on each slice it is made for, and how long it trains and screens.
 
   python -m benchmarks.pods
 
@@ -57,9 +57,9 @@ def page(found: dict) -> str:
   table = "\n".join(["| config | slice | program | fits | peak GiB | arguments + temporaries GiB | of | "
                      "tokens a step and device | step s | tokens/s a device | MFU |",
                      "|---|---|---|---|---|---|---|---|---|---|---|", *rows])
-  hours = "\n".join(["| config | slice | training h | scan h | verification h | whole run h | screening |",
+  hours = "\n".join(["| config | slice | training h | scan h | verification h | together h | screening |",
                      "|---|---|---|---|---|---|---|", *runs])
-  left = f"\nNot compiled yet: {', '.join(missing)}.\n" if missing else ""
+  left = f"\n\nNot compiled yet: {', '.join(missing)}.\n" if missing else ""
   return text.replace("{{programs}}", table + left).replace("{{hours}}", hours).replace("{{anchors}}", str(ANCHORS))
 
 

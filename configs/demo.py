@@ -181,7 +181,7 @@ def get_config() -> ConfigDict:
       },
       # Benchmarks of the base model and of the policy after each round.
       "eval": {
-          # ruler (13 tasks and their mean), ruler/TASK, longppl, position_loss; () for none.
+          # ruler (13 tasks and their mean), ruler/TASK, longppl, position_loss, lm-eval's tasks; () for none.
           "tasks": ("position_loss",),
           # Lengths of prompts and documents, in tokens.
           "lengths": (1024,),
@@ -200,7 +200,7 @@ def get_config() -> ConfigDict:
       },
       # Devices along each axis; -1: all that are left. simulated_devices: so many CPU devices (of all processes
       # together) in the place of real ones; 0: the real ones. Here one for each of two cores, with half of
-      # the weights each (data 2 takes 7.5 GiB, fsdp 2 takes 5.3); on one GPU or TPU chip set fsdp to 1 and
+      # the weights each (data 2 takes 2 GiB more); on one GPU or TPU chip set fsdp to 1 and
       # simulated_devices to 0.
       "mesh": {"data": 1, "fsdp": 2, "context": 1, "tensor": 1, "simulated_devices": 2},
       "report": {

@@ -33,7 +33,7 @@ def get_config(slice_: str = "v5p:4x4x4") -> ConfigDict:
 def on_slice(config: ConfigDict, slices: dict, slice_: str) -> ConfigDict:
   """A config laid over one of the slices that it is made for."""
   if slice_ not in slices:
-    raise ValueError(f"the config knows no slice {slice_!r}: use one of {', '.join(slices)}, or runlocal")
+    raise ValueError(f"the config knows no slice {slice_!r}: use one of {', '.join(slices)}")
   layout = slices[slice_]
   config.mesh.fsdp, config.mesh.context = layout["fsdp"], layout["context"]
   config.training.accumulation, config.training.remat = layout["accumulation"], layout["remat"]
@@ -48,7 +48,7 @@ def shrunk(config: ConfigDict) -> ConfigDict:
   """
   config.rounds = 2
   config.model.update({"path": "material/smollm2.gguf", "rope_theta": 1e6})
-  config.corpus.sources = ({"name": "sotu", "kind": "text", "path": "material/sotu/*.txt", "id_field": "",
+  config.corpus.sources = ({"name": "sotu", "kind": "text", "path": "material/sotu/[12][90]*.txt", "id_field": "",
                             "text_field": "", "split": ""},)
   config.corpus.cache_dir = "runs/cache"
   # No second model to fetch: n-grams, hashed.
@@ -237,7 +237,7 @@ def paper() -> ConfigDict:
       },
       # Benchmarks of the base model and of the policy after each round.
       "eval": {
-          # ruler (13 tasks and their mean), ruler/TASK, longppl, position_loss; () for none.
+          # ruler (13 tasks and their mean), ruler/TASK, longppl, position_loss, lm-eval's tasks; () for none.
           "tasks": ("ruler",),
           # Lengths of prompts and documents, in tokens.
           "lengths": (8192, 16_384, 32_768, 65_536, 131_072),

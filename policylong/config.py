@@ -32,7 +32,7 @@ class Source:
   split: str
 
   def __post_init__(self):
-    _one_of("corpus.sources.kind", self.kind, ("jsonl", "parquet", "text", "tfds"))
+    _one_of(f"kind of the source {self.name!r}", self.kind, ("jsonl", "parquet", "text", "tfds"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +182,7 @@ class Synthesis:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """How a step is made, whatever it is made of; algorithm.md's table of the design gives the published values."""
+  """How a step is made, whatever it is made of; configs/qwen3b_128k.py has the published values."""
   batch_size: int
   accumulation: int
   peak_learning_rate: float

@@ -58,6 +58,8 @@ def joined(coordinator_address: str | None, num_processes: int | None, process_i
   """
   _check(coordinator_address, num_processes, process_id, simulated_devices)
   if simulated_devices:
+    log.info("on %d simulated devices of the CPU, whatever else is there (mesh.simulated_devices; 0: the real ones)",
+             simulated_devices)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", simulated_devices // (num_processes or 1))
   if coordinator_address is None and (simulated_devices or not _on_tpu_pod()):

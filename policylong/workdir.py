@@ -6,11 +6,12 @@ The only module that knows the folder layout:
   corpus.json                    what was read: documents, chunks, bad records
   checkpoints/<step>/            Orbax
   rounds/<r>/*.parquet           tables for people, r = 1 .. rounds
-  rounds/<r>/sequences/          array_record for training
+  rounds/<r>/sequences/          array_record for training; selected/: those of them that it reads, where it chooses
   rounds/<r>/shards/             unfinished work, gone when the round is done
+  rounds/<r>/screened.json       what is known of the round before it trains
   rounds/<r>/DONE.json           counts, hashes, policy step; written last
   rounds/<r>/evaluation/         results.json of the policy after the round, and its answers; r = 0: of the base model
-  final.json                     the last policy's view of the last round; written when the run is done
+  offpolicy.parquet, final.json  the last policy's view of the last round; written when the run is done
   metrics.jsonl, tensorboard/, report/index.html
 
 and of a fine-tuning's:

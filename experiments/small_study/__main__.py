@@ -4,8 +4,8 @@
 
 Run it from the project's folder, after `make material`. Sizes: quick, small, full; what each of them is stands in the
 file of its name. Killed at any instant and started again, the command goes on; a cell's finished numbers are kept in
-results/<size>/outcomes/, so that without a change nothing is run again, and RESULTS.md beside them is written anew after
-each cell.
+results/<size>/outcomes/, so that without a change nothing is run again, and results/<size>/RESULTS.md is written anew
+after each cell.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from experiments import grid as grids
 from experiments.cells import read_grid
 from experiments.small_study import base, full, quick, report, small
 from policylong import hosts
-from policylong.errors import UserError, run_command
+from policylong.errors import run_command
 from policylong.workdir import write_json
 
 FOLDER = pathlib.Path("experiments/small_study")
@@ -28,12 +28,10 @@ def main() -> None:
   parser.add_argument("--size", required=True, choices=SIZES)
   parser.add_argument("--results", type=pathlib.Path, help="where results go; default: results/<size> beside this file")
   arguments = parser.parse_args()
-  if not (base.PATH / "config.json").exists():
-    raise UserError(f"{base.PATH} holds no model: start from the project's folder, or make it by "
-                    "python -m experiments.small_study.base")
   directory = arguments.results or FOLDER / "results" / arguments.size
   path = FOLDER / f"{arguments.size}.py"
   grid = read_grid(str(path))
+  grid.prepare()
   _measure_base(arguments.size, grid.cells[0].config.mesh.simulated_devices, directory)
   grids.run_all(grid, str(path), directory, lambda: report.write(grid, directory, FOLDER / "findings.md"))
   print(f"results: {directory / 'RESULTS.md'}")

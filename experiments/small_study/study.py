@@ -14,6 +14,7 @@ from configs import demo
 from experiments.small_study import base, corpora, measures, truth
 from policylong import config as config_lib
 from policylong.config import METHODS
+from policylong.errors import UserError
 from policylong.mesh import make_mesh
 
 DIRECTORY = pathlib.Path("runs/small_study")
@@ -50,7 +51,14 @@ class Size:
     return tuple(base.LENGTH << i for i in range((self.length // base.LENGTH).bit_length()))
 
   def prepare(self) -> None:
-    """Writes the corpus if it is not there."""
+    """Writes the corpus if it is not there.
+
+    Raises:
+      UserError: the base model is not there.
+    """
+    if not (base.PATH / "config.json").exists():
+      raise UserError(f"{base.PATH} holds no model: start from the project's folder, or make it by "
+                      "python -m experiments.small_study.base --workdir=runs/small_study/base")
     if not (self.corpus / "truth.json").exists():
       corpora.write_corpus(self.corpus, self.letters, self.speeches, self.leads)
 

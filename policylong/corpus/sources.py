@@ -69,14 +69,14 @@ def source_files(source: config_lib.Source) -> list[pathlib.Path]:
   if source.kind == "tfds":
     directory = pathlib.Path(_builder(source).data_dir)
     if not directory.is_dir():
-      raise UserError(f"corpus.sources: {source.name}.path is {source.path}, a TFDS builder that is not prepared "
+      raise UserError(f"the path of source {source.name!r} is {source.path}, a TFDS builder that is not prepared "
                       f"in {directory}: run its download_and_prepare with file_format='array_record' first")
     return sorted(path for path in directory.iterdir() if path.is_file())
   return [path for path, _ in _files(source)]
 
 
 def _files(source) -> list[tuple[pathlib.Path, str]]:
-  return find_files(source.path, source.kind, f"corpus.sources: {source.name}.path")
+  return find_files(source.path, source.kind, f"the path of source {source.name!r}")
 
 
 def find_files(where: str, kind: str, field: str) -> list[tuple[pathlib.Path, str]]:
@@ -85,7 +85,7 @@ def find_files(where: str, kind: str, field: str) -> list[tuple[pathlib.Path, st
   Args:
     where: a file, a glob, or (of kind text) a folder.
     kind: as of a source.
-    field: the config field that says so, for the sentence.
+    field: what says so, for the sentence.
 
   Raises:
     UserError: nothing is there.
@@ -217,7 +217,7 @@ def _parquet_rows(source, file, path, name, several):
   for column in columns:
     if column not in file.schema_arrow.names:
       raise UserError(f"{path} has no column {column!r}; its columns are {', '.join(file.schema_arrow.names)} "
-                      f"(corpus.sources: {source.name}.text_field or .id_field)")
+                      f"(text_field or id_field of source {source.name!r})")
   size = path.stat().st_size // max(file.metadata.num_rows, 1)
   number = 0
   for batch in file.iter_batches(batch_size=1024, columns=columns):
@@ -245,7 +245,7 @@ def _read_tfds(source):
   for field in filter(None, (source.text_field, source.id_field)):
     if field not in builder.info.features:
       raise UserError(f"the TFDS data set {source.path} has no feature {field!r}; its features are "
-                      f"{', '.join(builder.info.features)} (corpus.sources: {source.name})")
+                      f"{', '.join(builder.info.features)} (text_field or id_field of source {source.name!r})")
   try:
     rows = builder.as_data_source(source.split)
   except Exception as error:  # TFDS raises whatever the split parser or the file format met
@@ -278,7 +278,7 @@ def _builder(source):
   try:
     return tfds.builder_from_directory(path) if os.path.isdir(path) else tfds.builder(source.path)
   except Exception as error:  # an unknown name, version, config or folder, each with its own exception
-    raise UserError(f"corpus.sources: {source.name}.path is {source.path}, which is no TFDS builder and no folder "
+    raise UserError(f"the path of source {source.name!r} is {source.path}, which is no TFDS builder and no folder "
                     f"with a prepared data set ({_first_line(error)})") from error
 
 

@@ -4,6 +4,8 @@ import logging
 
 from policylong import hosts
 from policylong.config import Config
+from policylong.errors import UserError
+from policylong.evaluation import helmet, lm_eval_tasks, longbench2, ruler, ruler_package
 from policylong.evaluation.benchmarks import claimants, evaluate
 from policylong.evaluation.policy import Policy
 from policylong.evaluation.results import Options, check_lengths, read
@@ -19,14 +21,22 @@ class RoundEvaluation:
   """What `config.eval` asks for.
 
   Raises:
-    UserError: a task that nobody knows, or a length above the model's window: before the first round.
+    UserError: a task that nobody knows, that needs what is not installed or cannot run here, or a length above the
+      model's window: before the first round.
   """
 
   def __init__(self, config: Config, model: ModelConfig, workdir: Workdir):
     self._config, self._workdir = config, workdir
     self._model = model.trained_on(config.synthesis.sequence_length)
     if config.eval.tasks:
-      claimants(config.eval.tasks)
+      for benchmark, tasks in claimants(config.eval.tasks):
+        if benchmark is helmet:
+          raise UserError(f"eval.tasks has {tasks[0]}, which runs from a checkout of its own: take it out, and run "
+                          "python -m policylong.evaluate --tasks=helmet --helmet_dir=DIR when the run is done")
+        if benchmark is ruler:
+          ruler_package.check_installed()
+        if benchmark in (longbench2, lm_eval_tasks):
+          lm_eval_tasks.check_installed()
       check_lengths(config.eval.lengths, self._model.max_positions, f"{config.model.path}, trained on sequences of "
                     f"{config.synthesis.sequence_length} tokens,")
 

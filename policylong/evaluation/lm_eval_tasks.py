@@ -82,7 +82,7 @@ def check_installed() -> None:
   try:
     version()
   except importlib.metadata.PackageNotFoundError as error:
-    raise UserError("lm-eval is not installed: pip install 'policylong[evaluation]'") from error
+    raise UserError("lm-eval is not installed: pip install -e '.[evaluation]' in the project's folder") from error
   # Its workers would be forks of a process in which JAX has threads.
   os.environ.setdefault("DISABLE_MULTIPROC", "1")
 

@@ -47,7 +47,7 @@ def run(policy, tasks: Sequence[str], options: Options, directory: epath.Path) -
   for length in options.lengths:
     if length < 2 * options.short_window:
       raise UserError(f"longppl at length {length} compares with a short context of {options.short_window} tokens: "
-                      f"give lengths of at least {2 * options.short_window}, or a shorter --short_window")
+                      f"give lengths of at least {2 * options.short_window}, or a shorter short_window")
     rows = documents.read(policy.tokenizer, options, length)
     nll = documents.nlls(policy.token_nlls, rows, directory / "nlls", f"loss at {length}")
     key, evaluator = _key_tokens(policy, options, rows, nll, directory)

@@ -56,6 +56,13 @@ class Task:
   metric: str
 
 
+def check_installed() -> None:
+  """Raises a UserError where something that RULER's generators import is not installed."""
+  if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
+    raise UserError(f"RULER's generators need {', '.join(missing)}: pip install -e '.[evaluation]' in the project's "
+                    "folder")
+
+
 class Package:
   """The unpacked package in `directory`, fetched if it is not there.
 
@@ -65,9 +72,7 @@ class Package:
 
   def __init__(self, directory: str | os.PathLike):
     self.directory = pathlib.Path(directory).absolute()
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-      raise UserError(f"RULER's generators need {', '.join(missing)}: pip install 'policylong[evaluation]'")
+    check_installed()
     if not (self.directory / "DONE").exists():
       fetch_ruler(self.directory)
     self._code = self.directory / "long_context_eval"

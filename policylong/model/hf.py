@@ -185,7 +185,8 @@ def _check_hash(path: pathlib.Path, files: list[pathlib.Path], wanted: str) -> N
     except OSError as error:
       raise UserError(f"model file {file} cannot be read ({error.strerror})") from error
   if digest.hexdigest() != wanted.lower():
-    raise UserError(f"the weights of {path} have sha256 {digest.hexdigest()}, wanted {wanted}: they are not used")
+    raise UserError(f"the weights of {path} have sha256 {digest.hexdigest()}, wanted {wanted} (model.sha256; '' for no "
+                    "check): they are not used")
 
 
 def export_hf(params: Params, config: ModelConfig, tokenizer, directory: str | os.PathLike,

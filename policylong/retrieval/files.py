@@ -29,7 +29,7 @@ def checked_sha256(path: str | os.PathLike, wanted: str) -> str:
   """
   found = sha256_of(path)
   if wanted and found != wanted.lower():
-    raise UserError(f"{path} has sha256 {found}, wanted {wanted}: it is not used")
+    raise UserError(f"{path} has sha256 {found}, wanted {wanted} (embedder_sha256; '' for no check): it is not used")
   return found
 
 

@@ -163,8 +163,9 @@ class Screener:
       best = pc.max(retrieved["gain"]).as_py()
       raise UserError(
           f"round {round_.index}: of {retrieved.num_rows} verified (anchor, chunk) pairs none passes: the best gain is "
-          f"{'none' if best is None else format(best, '.3f')}, wanted above epsilon = {epsilon:.3f}; lower "
-          "screening.epsilon, screen more roots or use a larger corpus")
+          f"{'none' if best is None else format(best, '.3f')}, wanted above epsilon = {epsilon:.3f}; "
+          f"{'raise screening.epsilon_from_control' if self.config.epsilon is None else 'lower screening.epsilon'}, "
+          "screen more roots or use a larger corpus")
     tables.write(round_.table("positives"), tables.from_records(Positive, positives))
     tables.write(round_.table("verdicts"), verdicts)
 

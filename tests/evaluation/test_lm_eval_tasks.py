@@ -165,7 +165,7 @@ def test_without_lm_eval_the_sentence_says_what_to_install(tmp_path, monkeypatch
     raise metadata.PackageNotFoundError(name)
 
   monkeypatch.setattr("policylong.evaluation.lm_eval_tasks.importlib.metadata.version", missing)
-  assert "pip install 'policylong[evaluation]'" in refused(monkeypatch, capsys, StandIn(), tmp_path, "--tasks=arc_easy")
+  assert "pip install -e '.[evaluation]'" in refused(monkeypatch, capsys, StandIn(), tmp_path, "--tasks=arc_easy")
 
 
 def test_names_of_other_benchmarks_are_not_taken_for_lm_eval_s():
