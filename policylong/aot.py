@@ -5,10 +5,11 @@
 
 Needs the TPU compiler (`pip install libtpu`, or `make tpu-compiler`), and neither weights nor corpus: of a model whose
 folder is not there the published shape is used. A topology is a chip and the shape of its slice, "2xv5p:4x4x4" two
-such slices. Memory is what the compiler plans and can be trusted. Times are estimates: the compiler's own cycle counts
-for what it compiles, KERNEL_SHARE of the chip's peak for the attention kernels, which it cannot see into, and the full
-bandwidth of the links for collectives, none of them hidden behind computation. With document masking each sequence
-counts as one document, since how long they will be is in no config.
+such slices. Memory is what the compiler plans for the program and can be trusted; while those of screening run, the
+training state stays on the devices beside them. Times are estimates: the compiler's own cycle counts for what it
+compiles, KERNEL_SHARE of the chip's peak for the attention kernels, which it cannot see into, and the full bandwidth of
+the links for collectives, none of them hidden behind computation. With document masking each sequence counts as one
+document, since how long they will be is in no config.
 """
 
 import dataclasses
@@ -252,6 +253,10 @@ def main() -> None:
   for program in _PROGRAM.value:
     if program not in PROGRAMS:
       raise UserError(f"--program is {program!r}; it must be one of {', '.join(PROGRAMS)}")
+  if not _PROGRAM.value:
+    raise UserError(f"--program is empty: name one or more of {', '.join(PROGRAMS)}")
+  if _JSON.value:
+    pathlib.Path(_JSON.value).parent.mkdir(parents=True, exist_ok=True)
   found = []
   for program in _PROGRAM.value:
     found.append(compile_program(command_line.config_name(), config, _TOPOLOGY.value, program))

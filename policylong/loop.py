@@ -75,7 +75,8 @@ def run(config: config_lib.Config, directory) -> epath.Path:
   loop.evaluate(0)
   for index in range(1, config.rounds + 1):
     round_ = workdir.round(index)
-    if hosts.agreed(round_.done):
+    # Marked as done and not trained so far: its last checkpoint is gone, so it is trained again, on the same sequences.
+    if hosts.agreed(round_.done) and int(loop.state.step) >= loop.trainer.start_step(index + 1):
       if first:
         round_.drop_shards()
       loop.evaluate(index)
@@ -107,8 +108,8 @@ class _Loop:
                            rounds=config.rounds, seed=config.seed)
     self.corpus = open_corpus(config.corpus)
     hosts.barrier("corpus")  # which each host may have built for itself
-    if hosts.is_first():
-      write_json(workdir.corpus_json, self.corpus.summary())
+    with hosts.first_before_others("corpus.json"):
+      _claim_corpus(workdir, self.corpus.summary())
     self.method = METHODS[config.method]
     self.screens = "policy" in self.method.asks
     self.screening = config.screening if "negatives" in self.method.asks else dataclasses.replace(
@@ -164,6 +165,9 @@ class _Loop:
   def screen(self, round_: Round, previous: Round | None, step: int) -> None:
     """What the current policy says of the round's roots, and of the dependencies that the last one accepted."""
     config, scorer = self.config, self.scorer()
+    # With `max_staleness` the second round is screened by the policy of the first: nothing can have changed.
+    if previous and read_json(previous.screened_path)["policy_step"] == step:
+      previous = None
     if previous and not hosts.agreed(round_.table("offpolicy").exists()):
       table = self.recheck(previous, scorer)
       if hosts.is_first():
@@ -224,6 +228,7 @@ class _Loop:
       if hosts.is_first():
         if table is not None:
           tables.write(self.workdir.directory / "offpolicy.parquet", table)
+        self.workdir.page.unlink(missing_ok=True)  # so that no end of a run stands beside a page without it
         write_json(self.workdir.final_json, {"policy_step": int(self.state.step),
                                              "offpolicy": None if table is None else offpolicy_gap(table)})
 
@@ -232,6 +237,16 @@ class _Loop:
     if hosts.is_first():
       corpus = self.corpus
       write_report(self.workdir.directory, lambda chunk_id: corpus.chunk_text(corpus.chunk_row(chunk_id)))
+
+
+def _claim_corpus(workdir: Workdir, summary: dict) -> None:
+  """Writes corpus.json; refuses a corpus that is not the one that the run began with."""
+  path = workdir.corpus_json
+  if path.exists() and (begun := read_json(path)["version"]) != summary["version"]:
+    raise UserError(f"{workdir.directory} began with the corpus {begun}, and corpus.sources now give another one "
+                    f"({summary['version']}): put the files back as they were, or choose another --workdir")
+  if hosts.is_first():
+    write_json(path, summary)
 
 
 def log_summary(summary: dict) -> None:

@@ -9,6 +9,7 @@ import pytest
 from policylong import config as config_lib
 from policylong import loop
 from policylong.errors import UserError
+from policylong.screening.retrieve import Retriever
 from tests.small_run import make_small_run, small_config, write_talks
 from tests.test_resume import REPOSITORY, run_main
 
@@ -106,6 +107,22 @@ def test_a_corpus_where_no_root_has_an_anchor_says_so(config, tmp_path):
   assert "6 roots" in sentence and "alpha = 50" in sentence
 
 
+def test_a_corpus_that_is_not_the_one_the_run_began_with_is_refused(config, folder, tmp_path):
+  config.screening.alpha = 50.0
+  _talks(config, tmp_path, (folder / "talks.jsonl").read_bytes().splitlines())
+  assert "6 roots" in refusal(config, tmp_path / "run")
+  with open(tmp_path / "bad.jsonl", "ab") as file:
+    file.write(b'{"id": "new", "text": "A text that was not there."}\n')
+  sentence = refusal(config, tmp_path / "run")
+  assert "began with the corpus" in sentence and "choose another --workdir" in sentence
+
+
+def test_where_no_random_chunk_is_left_for_the_control_it_is_said(config, tmp_path, monkeypatch):
+  monkeypatch.setattr(Retriever, "_control", lambda *_: [])
+  sentence = refusal(config, tmp_path / "run")
+  assert "screening.epsilon_from_control needs some" in sentence and "larger corpus" in sentence
+
+
 def test_a_corpus_where_nothing_is_accepted_says_so_with_the_best_gain(config, tmp_path):
   config.screening.epsilon, config.screening.epsilon_from_control = 0.999, None
   sentence = refusal(config, tmp_path / "run")
@@ -115,6 +132,8 @@ def test_a_corpus_where_nothing_is_accepted_says_so_with_the_best_gain(config, t
 def test_a_task_that_does_not_exist_and_a_length_above_the_window_are_told_before_the_first_round(config, tmp_path):
   config.eval.tasks = ("position_los",)
   assert "there is no task 'position_los'; did you mean position_loss?" in refusal(config, tmp_path / "a")
+  config.eval.tasks = ("helmet",)
+  assert "eval.tasks has helmet, which runs from a checkout of its own" in refusal(config, tmp_path / "c")
   config.eval.tasks, config.eval.lengths = ("position_loss",), (1024,)
   assert "length 1024 is asked for, and the window" in refusal(config, tmp_path / "b")
   assert not (tmp_path / "a" / "rounds").exists() and not (tmp_path / "b" / "rounds").exists()

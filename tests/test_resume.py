@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -113,6 +114,19 @@ def test_the_base_model_and_each_rounds_policy_are_evaluated_on_the_same_tokens(
       found[0]["longppl"]["256"]["protocol"]} and "model" in found[0]["longppl"]["256"]["protocol"]
   board = b"".join(path.read_bytes() for path in (whole / "tensorboard").iterdir())
   assert b"evaluation/position_loss/256" in board
+
+
+def test_a_round_that_is_done_and_whose_last_checkpoint_is_lost_is_trained_again(runs, tmp_path):
+  config, whole, _ = runs
+  shutil.copytree(whole, tmp_path / "lost")
+  shutil.rmtree(tmp_path / "lost" / "checkpoints" / "8")
+  (tmp_path / "lost" / "final.json").unlink()
+  again = run_main(config, tmp_path / "lost")
+  assert again.returncode == 0, again.stderr[-3000:]
+  (step, wanted), (other, found) = _leaves(whole), _leaves(tmp_path / "lost")
+  assert step == other == 8
+  assert [name for name, leaf in wanted.items() if leaf.tobytes() != found[name].tobytes()] == []
+  assert (tmp_path / "lost" / "final.json").read_bytes() == (whole / "final.json").read_bytes()
 
 
 def test_a_second_run_does_nothing_and_says_so(runs):

@@ -174,7 +174,7 @@ def overlap(run: Run) -> Markup | None:
 
 
 def offpolicy(run: Run) -> Markup | None:
-  """What each policy would reject of the dependencies accepted one round earlier."""
+  """What each policy would reject of the dependencies accepted in the round before."""
   drawn = [(round_.index, gap) for round_ in run.rounds if (gap := facts.summary(round_).get("offpolicy"))]
   final = run.final.get("offpolicy")
   if final and run.rounds:
@@ -184,11 +184,12 @@ def offpolicy(run: Run) -> Markup | None:
     names[run.rounds[-1].index + 1] = f"{run.rounds[-1].index} → final"
   return _shares(run, [(index, gap.get("share"), of(gap.get("rejected"), gap.get("verified"))) for index, gap in drawn],
                  "Off-policy gap", "share rejected",
-                 "Of the pairs accepted in one round, those that the policy one round later would reject.", names)
+                 "Of the pairs accepted in one round, those that the next policy, or the final one, would reject.",
+                 names)
 
 
 def then_and_now(run: Run) -> list[Markup]:
-  """Each round's accepted dependencies under the policy of then and of one round later."""
+  """Each round's accepted dependencies under the policy of then and of the next round."""
   found = []
   for before, after in zip(run.rounds, run.rounds[1:]):
     if after.summary.get("offpolicy"):

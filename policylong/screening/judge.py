@@ -15,8 +15,6 @@ def epsilon_from_control(control_gains: np.ndarray, share: float) -> float:
     control_gains: f64[n] gains of random chunks at anchors.
     share: in [0, 1], e.g. 0.005.
   """
-  if not len(control_gains):
-    return 0.0
   passing = int(share * len(control_gains))  # so many may exceed it
   if passing >= len(control_gains):
     return 0.0
@@ -55,7 +53,7 @@ def positives(verdicts: pa.Table) -> list[Positive]:
     known = best.get((doc_id, chunk_id))
     if known is None or gain > known.gain:
       best[doc_id, chunk_id] = Positive(doc_id, chunk_id, position, gain)
-  order = {doc_id: i for i, doc_id in enumerate(dict.fromkeys(verdicts["doc_id"].to_pylist()))}
+  order = {doc_id: i for i, doc_id in enumerate(dict.fromkeys(taken["doc_id"].to_pylist()))}
   return sorted(best.values(), key=lambda p: (order[p.doc_id], -p.gain, p.chunk_id))
 
 

@@ -150,10 +150,18 @@ class Screener:
     _collect(round_, "scan", "roots", shards)
     anchors = _collect(round_, "anchors", "anchors", shards)
     if not anchors.num_rows:
-      raise UserError(f"round {round_.index}: none of the {tables.read(round_.table('roots')).num_rows} roots has an "
+      roots = tables.read(round_.table("roots")).num_rows
+      if not roots:
+        raise UserError(f"round {round_.index}: none of its documents has screening.min_root_tokens = "
+                        f"{self.config.min_root_tokens} tokens: lower it or take longer documents")
+      raise UserError(f"round {round_.index}: none of the {roots} roots has an "
                       f"anchor at screening.alpha = {self.config.alpha}: lower alpha or screen more roots")
     scores = pa.concat_tables([tables.read(round_.shard("verify", i)) for i in range(shards)])
     control = scores.filter(pc.equal(scores["kind"], "control"))["gain"].to_numpy()
+    if not len(control) and (self.config.epsilon is None or self.config.control_margin is not None):
+      field = "epsilon_from_control" if self.config.epsilon is None else "control_margin"
+      raise UserError(f"round {round_.index}: no random chunk was left to verify beside the candidates, and screening."
+                      f"{field} needs some: use a larger corpus or a smaller screening.top_k")
     epsilon, _ = judge.threshold(self.config, control)
     accepted = pa.array(judge.accepted(scores, epsilon, self.config.control_margin))
     verdicts = scores.set_column(scores.schema.get_field_index("accepted"), "accepted", accepted)
@@ -176,9 +184,10 @@ class Screener:
     verdicts = tables.read(round_.table("verdicts"))
     positives = tables.to_records(Positive, tables.read(round_.table("positives")))
     roots, _ = read_roots(tables.read(round_.table("roots")))
+    rejected = judge.rejected(verdicts) if self.config.negatives in ("rejected", "both") else []
     with_positives = {positive.doc_id for positive in positives}
     negatives = self.retriever.negatives([root for root in roots if root.doc_id in with_positives], positives,
-                                         judge.rejected(verdicts))
+                                         rejected)
     tables.write(round_.table("negatives"), tables.from_records(Negative, negatives))
 
 

@@ -49,7 +49,7 @@ def summarise(config: config_lib.Screening, round_: Round, previous: Round | Non
       "negatives": tables.read(round_.table("negatives")).num_rows,
       "mean_gain": float(taken.mean()),
       "overlap": _overlap(positives, tables.read(previous.table("positives"))) if previous else None,
-      "offpolicy": offpolicy_gap(tables.read(round_.table("offpolicy"))) if previous else None,
+      "offpolicy": offpolicy_gap(tables.read(path)) if (path := round_.table("offpolicy")).exists() else None,
   }
 
 

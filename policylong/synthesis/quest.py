@@ -39,7 +39,7 @@ def sequences(inputs: Inputs) -> Iterator[LongSequence]:
   if not groups:
     raise _nothing(inputs, sizes, keywords)
   ranked = sorted(groups, key=lambda keyword: (len(groups[keyword]), _draw(key, keyword)))
-  split = int(inputs.options.quest_split_ratio * len(ranked))
+  split = min(int(inputs.options.quest_split_ratio * len(ranked)), len(ranked) - 1)
   rare, others = ([groups[k] for k in sorted(part, key=lambda k: _draw(key, k))] for part in (
       ranked[:split], ranked[split:]))
   turns = _in_turn(inputs, rare, others, key)
@@ -95,9 +95,12 @@ def _round_robin(inputs: Inputs, groups: Iterable[Sequence[str]], key: str):
   shelves = [Shelf(document(inputs.library, doc_id) for doc_id in sorted(
       group, key=lambda doc_id: _draw(key, doc_id))) for group in groups]
   while shelves:
-    filled = [(shelf, pieces) for shelf in shelves if (pieces := fill(shelf, inputs.length)) is not None]
-    yield from (pieces for _, pieces in filled)
-    shelves = [shelf for shelf, _ in filled]
+    left = []
+    for shelf in shelves:
+      if (pieces := fill(shelf, inputs.length)) is not None:
+        yield pieces
+        left.append(shelf)
+    shelves = left
 
 
 def _draw(*parts: str) -> bytes:

@@ -30,7 +30,7 @@ from policylong.synthesis import packing
 SHARD_BYTES = 256 << 20
 # One record a group: a trainer reads single sequences in random order.
 _OPTIONS = "group_size:1,uncompressed"
-_AGAIN = "delete it and start again, and it is made anew"
+_AGAIN = "put a whole copy in its place, or begin again in another --workdir"
 
 
 def write_sequences(sequences: Iterable[LongSequence], directory: epath.PathLike, packed: bool = False) -> int:

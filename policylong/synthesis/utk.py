@@ -76,7 +76,9 @@ def _knotted(inputs: Inputs, shelf: Shelf, numbers: np.random.Generator) -> list
     front = shelf.peek()
     if front is None:
       return None
-    own = [next(labels) for _ in range(_parts(inputs.library, front) - 1)]
+    # Only what has room is cut into pieces; the rest of a long document is, in the next sequence.
+    fitting = dataclasses.replace(front, tokens=front.tokens[:room])
+    own = [next(labels) for _ in range(_parts(inputs.library, fitting) - 1)]
     # Near the end there may be room for fewer knots, at last for none.
     knots = _knots(inputs.library, own, len(front.tokens), room)
     piece = shelf.next(room - knots.tokens)

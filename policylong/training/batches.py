@@ -41,8 +41,8 @@ class Sequences:
       self._records = grain.sources.ArrayRecordDataSource(self._paths) if paths else ()
       self._count = len(self._records)
     except Exception as error:  # array_record raises RuntimeError, ValueError and OSError alike
-      raise UserError(f"the sequences {self._named()} cannot be read ({_first_line(error)}): delete their folder "
-                      "and start again, and they are made anew") from error
+      raise UserError(f"the sequences {self._named()} cannot be read ({_first_line(error)}): put whole copies in "
+                      "their place, or begin again in another --workdir") from error
     if not self._count:
       raise UserError(f"there is no training sequence in {self._named()}: the round made none")
 
@@ -53,8 +53,8 @@ class Sequences:
     try:
       record = self._records[index]
     except Exception as error:
-      raise UserError(f"record {index} of {self._named()} cannot be read ({_first_line(error)}): delete their "
-                      "folder and start again, and they are made anew") from error
+      raise UserError(f"record {index} of {self._named()} cannot be read ({_first_line(error)}): put whole copies "
+                      "in their place, or begin again in another --workdir") from error
     wanted = 4 * math.prod(self._shape)
     if len(record) != wanted:
       raise UserError(f"record {index} of {self._named()} holds {len(record)} bytes; a sequence of "

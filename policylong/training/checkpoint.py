@@ -19,7 +19,6 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from orbax.checkpoint.handlers import DefaultCheckpointHandlerRegistry
 
 from policylong.errors import UserError
-from policylong.model.qwen import Params
 from policylong.training.state import TrainState
 
 
@@ -96,13 +95,6 @@ class Checkpoints:
         data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
     found = self._restore(step, args)
     return Restored(found.state, found.data, found.meta)
-
-  def restore_params(self, abstract: Params, step: int) -> Params:
-    """Only the parameters of the checkpoint of `step`, without the optimizer's moments; raises as `restore`."""
-    item = {"params": abstract}
-    args = ocp.args.Composite(state=ocp.args.PyTreeRestore(
-        item, ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True))
-    return self._restore(step, args).state["params"]
 
   def close(self) -> None:
     """Waits for the last save and ends the background threads."""

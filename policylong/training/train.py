@@ -42,8 +42,8 @@ class Trainer:
   """Trains a policy round by round; its checkpoints are the only thing it needs to go on.
 
     state = trainer.restore_latest() or trainer.initial(load_params(...))
-    for r in range(trainer.next_round(state), rounds + 1):
-      paths = ...screen with state.params, write sequences...
+    for r in range(1, rounds + 1):
+      paths = ...screen with state.params, write sequences, unless they are there...
       state = trainer.train_round(state, r, paths)
   """
 
@@ -93,21 +93,9 @@ class Trainer:
     self._cursor = _Cursor(step, found.data)
     return found.state
 
-  def restore_params(self, step: int) -> Params:
-    """Only the float32 parameters of `step`, a third of its memory: a policy that screens but does not train."""
-    return self._checkpoints.restore_params(self._abstract.params, step)
-
-  def checkpoint_steps(self) -> list[int]:
-    """The steps that can be restored; those that end a round stay for good."""
-    return self._checkpoints.steps()
-
   def start_step(self, round_index: int) -> int:
     """The step after which round `round_index` = 1 .. rounds begins."""
     return (round_index - 1) * self._training.steps_per_round
-
-  def next_round(self, state: TrainState) -> int:
-    """The round that a state is in, or that comes next where it ends one; rounds + 1 after the last."""
-    return int(state.step) // self._training.steps_per_round + 1
 
   def train_round(self, state: TrainState, round_index: int, paths: Sequence[epath.PathLike],
                   attended: float | None = None) -> TrainState:

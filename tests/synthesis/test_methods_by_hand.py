@@ -152,6 +152,12 @@ def test_quest_oversamples_the_keywords_with_fewest_documents():
   assert kinds == [{"r"}, {"b"}] * 5
 
 
+def test_quest_keeps_a_keyword_apart_from_those_that_are_oversampled():
+  sequences = make("quest", Words({f"b{i}": ["blue sea is the"] for i in range(10)}), 10, quest_split_ratio=1.0)
+  check(sequences, 10)
+  assert sequences
+
+
 def test_quest_documents_of_keywords_that_cannot_fill_draw_again():
   sizes = dict.fromkeys("abcdef", 10)
   keywords = {"a": ["x", "y"], "b": ["x", "y"], "c": ["y", "only c"], "d": ["y"], "e": ["e and f"], "f": ["e and f"]}
@@ -209,6 +215,15 @@ def test_utk_shuffles_the_pieces_of_all_documents():
   orders = {tuple((s.doc_id, s.rank) for s in make("utk", library, 24, count=1, seed=seed, utk_share=1.0)[0].spans
                   if s.role == "root") for seed in range(40)}
   assert len(orders) > 20 and any(order[0][0] != order[1][0] for order in orders)
+
+
+def test_utk_cuts_a_document_that_goes_on_into_as_many_pieces_as_have_room():
+  # 200 words of 4 characters, two to a chunk's worth: 40 tokens of it are no more than 20 pieces.
+  library = Words({"a": [" ".join(f"{i:03d}" for i in range(200))]}, chunk_chars=8)
+  first, second, *_ = make("utk", library, 40, count=3, utk_share=1.0)
+  for sequence in (first, second):
+    pieces = sum(span.role == "root" for span in sequence.spans)
+    assert 5 < pieces <= 20
 
 
 def test_utk_knots_only_its_share():
