@@ -2,7 +2,7 @@
 
   python -m experiments.small_study.base --workdir=runs/small_study/base
 
-Its result is committed in experiments/small_study/base/. Hardware: 2 CPU cores, about half an hour. Killed at any
+Its result is committed in experiments/small_study/base/. Hardware: 2 CPU cores, 43 minutes with tests beside it. Killed at any
 instant and started again, it goes on.
 
 The model is Qwen2-shaped. Half of its text is of the planted world's language (world.py: places that are used for
