@@ -16,7 +16,7 @@ prepare, get_config, measure = SIZE.prepare, SIZE.get_config, SIZE.measure
 def cells():
   yield "center", {}
   for field, values in {"alpha": (0.5, 1.5, 2.0, 2.5), "epsilon": (0.2, 0.6, 0.8), "top_k": (1, 2, 4, 8),
-                        "query_window": (8, 32), "negatives": ("rejected", "both", "none"),
+                        "query_window": (4, 16), "negatives": ("rejected", "both", "none"),
                         "negatives_per_positive": (2, 4, 8), "control_margin": (0.1,)}.items():
     for value in values:
       yield f"{field}={value}", {f"screening.{field}": value}

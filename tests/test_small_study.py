@@ -28,8 +28,10 @@ def test_a_letter_repeats_one_fact_of_each_of_its_places_and_no_other_document_b
   assert len(entries) == 2 * 30 * corpora.PLACES_IN_LETTER and len(facts) == 30
   everything = "\n".join([*entries.values(), *(record["text"] for record in found["letters"])])
   for record in found["letters"]:
-    assert len(facts[record["id"]]) == corpora.PLACES_IN_LETTER
-    for start, entry, relation in facts[record["id"]]:
+    told = facts[f"letters/{record['id']}"]  # with the name of the source, as documents of a corpus have it
+    assert len(told) == corpora.PLACES_IN_LETTER
+    for start, source, relation in told:
+      entry = source.removeprefix("entries/")
       name = entry.removeprefix("entry/")
       value = re.match(r"\w+", record["text"][start:])[0]
       sentence = f"{RELATIONS[relation].format(name)} {value}."

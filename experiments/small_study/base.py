@@ -2,12 +2,12 @@
 
   python -m experiments.small_study.base --workdir=runs/small_study/base
 
-Its result is committed in experiments/small_study/base/. Hardware: 2 CPU cores, 43 minutes with tests beside it. Killed at any
-instant and started again, it goes on.
+Its result is committed in experiments/small_study/base/. Hardware: 2 CPU cores, 43 minutes with tests beside it. Killed
+at any instant and started again, it goes on.
 
 The model is Qwen2-shaped. Half of its text is of the planted world's language (world.py: places that are used for
 nothing else), so that it may learn within 512 tokens to look a fact up, and the rest is speeches and encyclopaedia
-leads. RoPE's theta is that of a long context from the start, so that no method has to change it.
+leads.
 
 Its weights start with the circuit that looks things up (induction.py), because at this size it did not come by itself:
 not in 700 steps of this text (second mentions of a value cost 3.9 nats, a guess), nor in 400 steps of nothing but lists

@@ -47,7 +47,8 @@ def write_base_corpus(path: pathlib.Path, planted: int) -> None:
 def write_corpus(directory: pathlib.Path, letters: int, speech_count: int, lead_count: int) -> None:
   """letters.jsonl, entries.jsonl and real.jsonl: the corpus that every method reads; truth.json last.
 
-  truth.json: {letter's id: [[where a told value starts in the text, the entry that states it, its relation], ...]}.
+  truth.json: {letter's id: [[where a told value starts in the text, the entry that states it, its relation], ...]},
+  with document ids as a corpus of these files has them, the file's name first.
   """
   world = World(CORPUS_WORLD)
   texts, entries, truth = [], [], {}
@@ -59,7 +60,8 @@ def write_corpus(directory: pathlib.Path, letters: int, speech_count: int, lead_
       entries += [(f"entry/{one.name}", world.entry(one)) for one in (place, twin)]
     letter = world.letter([(place, world.relation(place)) for place in places])
     texts.append((f"letter/{i}", letter.text))
-    truth[f"letter/{i}"] = [[start, f"entry/{place.name}", relation] for place, relation, start in letter.told]
+    truth[f"letters/letter/{i}"] = [[start, f"entries/entry/{place.name}", relation]
+                                    for place, relation, start in letter.told]
   _write(directory / "letters.jsonl", texts)
   _write(directory / "entries.jsonl", entries)
   _write(directory / "real.jsonl", [*speeches(held_out=False)[:speech_count], *leads()[:lead_count]])

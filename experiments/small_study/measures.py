@@ -38,8 +38,9 @@ def of_policy(policy: Policy, lengths: Sequence[int], prompts: int, documents: i
   return numbers
 
 
-def open_for_length(path: pathlib.Path, length: int, mesh: jax.sharding.Mesh) -> Policy:
+def open_for_length(path: pathlib.Path, length: int, mesh: jax.sharding.Mesh, rope_theta: float) -> Policy:
   """The model in an HF directory or a run, made to read `length` tokens whether it was trained to or not."""
   stored = open_model(path)
-  return Policy(stored.load(jnp.float32, mesh), stored.config.trained_on(length), stored.tokenizer, name=stored.name,
+  config = stored.config.with_rope(theta=rope_theta, yarn_factor=None).trained_on(length)
+  return Policy(stored.load(jnp.float32, mesh), config, stored.tokenizer, name=stored.name,
                 end_tokens=sorted(stored.end_tokens), mesh=mesh, dtype="bfloat16", batch_tokens=4096)

@@ -33,7 +33,7 @@ def write(grid: Grid, directory: pathlib.Path, findings: pathlib.Path) -> None:
   for cell in grid.cells:
     if (path := outcome_path(cell, directory)).exists() and "numbers" in (outcome := read_json(path)):
       seeds.setdefault(cell.name, {})[cell.seed] = outcome["numbers"]
-  base = read_json(directory / "base.json")
+  base = dict(sorted(read_json(directory / "base.json").items(), key=lambda item: _order(item[0])))
   cells: dict[str, Numbers] = {"base": {name: [value] for name, value in base.items()}}
   for name, runs in seeds.items():
     names = list(dict.fromkeys(key for numbers in runs.values() for key in numbers))
@@ -54,6 +54,12 @@ def write(grid: Grid, directory: pathlib.Path, findings: pathlib.Path) -> None:
   write_atomically(directory / "results.svg", plot({"base": [{"numbers": base}], **rows}, chosen).encode())
   parts.append("![chosen numbers, a dot a seed](results.svg)\n")
   write_atomically(directory / "RESULTS.md", "\n".join(parts).encode())
+
+
+def _order(name: str) -> tuple[str, int]:
+  """Sorts "needle/512" before "needle/1024", and "loss/1-255" before "loss/256-511"."""
+  kind, _, where = name.partition("/")
+  return kind, int(where.partition("-")[0])
 
 
 def _conditions(grid: Grid, seeds: Mapping[str, Mapping]) -> str:
