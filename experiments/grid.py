@@ -32,6 +32,8 @@ def main() -> None:
   parser.add_argument("--cell", metavar="NAME-seedN", help="run this one alone, in this process, and write no table")
   arguments = parser.parse_args()
   grid = read_grid(arguments.grid)
+  if grid.prepare:
+    grid.prepare()
   if arguments.cell:
     run_here(_named(grid, arguments.cell), grid, arguments.workdir)
     return
@@ -45,8 +47,6 @@ def main() -> None:
 
 def run_all(grid: Grid, path: str, directory: pathlib.Path, report: Callable[[], None] = lambda: None) -> None:
   """Runs what has no numbers yet; the table is there after each cell, and what `report` writes."""
-  if grid.prepare:
-    grid.prepare()
   for number, cell in enumerate(grid.cells, start=1):
     print(f"cell {number} of {len(grid.cells)}: {cell.folder}", flush=True)
     run(cell, path, directory)

@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 import types
 
 import jax
@@ -17,6 +20,7 @@ from policylong.corpus.chunks import chunk_id
 from policylong.model.qwen import hidden_states, init_params
 from policylong.records import Anchor, Negative, Positive, Verdict
 from policylong.workdir import Workdir, write_json
+from tests.test_resume import REPOSITORY
 
 
 def test_a_letter_repeats_one_fact_of_each_of_its_places_and_no_other_document_but_its_entry_states_it(tmp_path):
@@ -161,6 +165,31 @@ def test_screening_is_held_against_the_truth_as_counted_by_hand(tmp_path):
             "found@0.7": 0.5, "offpolicy_gap": 0.5, "accepted_own": 0.25}
   assert {name: found[f"round1/{name}"] for name in wanted} == pytest.approx(wanted)
   assert "round1/precision@0.9" not in found and found["round1/found@0.9"] == 0.0
+
+
+def test_a_cell_of_the_quick_study_finds_what_is_planted(tmp_path, material):
+  ended = subprocess.run([sys.executable, "-m", "experiments.grid", "--grid=experiments/small_study/quick.py",
+                          f"--workdir={tmp_path}", "--cell=policylong-seed0"], cwd=REPOSITORY, capture_output=True,
+                         text=True, env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"})
+  assert ended.returncode == 0, ended.stderr[-3000:]
+  found = json.loads((tmp_path / "outcomes" / "policylong-seed0.json").read_text())["numbers"]
+  # The base model looks things up, the retriever finds nearly all sources, and only sources lower the entropy.
+  assert found["round1/anchored"] > 0.8 and found["round1/recall"] > 0.8
+  assert found["round1/gain_source"] > 0.7 > 0.1 > found["round1/gain_other"]
+  assert found["round1/accepted_own"] > 10 * found["round1/accepted_control"]
+  assert found["round1/positives_true"] > 0.5 and found["round1/negatives_unhelpful"] > 0.99
+  assert found["needle/512"] > 0.5  # by guessing 0.02
+  assert {"round2/offpolicy_gap", "multikey_nll/1024", "tracking/1024", "gap/1024"} <= found.keys()
+
+
+@pytest.mark.slow
+def test_the_quick_study_runs_to_its_results(tmp_path, material):
+  ended = subprocess.run([sys.executable, "-m", "experiments.small_study", "--size=quick", f"--results={tmp_path}"],
+                         cwd=REPOSITORY, capture_output=True, text=True,
+                         env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"})
+  assert ended.returncode == 0, ended.stderr[-3000:]
+  text = (tmp_path / "RESULTS.md").read_text()
+  assert "3 of 3 runs are done" in text and "## Screening against the truth: policylong" in text
 
 
 def test_what_could_be_seen_is_that_of_the_t_test():

@@ -1,4 +1,4 @@
-"""The study whose results are to be committed; planned for two hours on 2 CPU cores, not run yet.
+"""The study whose results are committed; about two hours on 2 CPU cores. What is done of it is in results/small/.
 
   python -m experiments.small_study --size=small
 """
