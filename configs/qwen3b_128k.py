@@ -43,7 +43,7 @@ def on_slice(config: ConfigDict, slices: dict, slice_: str) -> ConfigDict:
 def shrunk(config: ConfigDict) -> ConfigDict:
   """The same program, small: eight simulated devices, ring attention, what `make material` fetches.
 
-  It shows that everything works together, in under three minutes, and nothing else: a step teaches little, and
+  It shows that everything works together, in three to five minutes, and nothing else: a step teaches little, and
   epsilon lets a fifth of random contexts pass, so that a handful of roots has positives.
   """
   config.rounds = 2
