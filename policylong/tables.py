@@ -60,5 +60,5 @@ def read(path: epath.Path) -> pa.Table:
   try:
     return from_bytes(epath.Path(path).read_bytes())
   except (FileNotFoundError, pa.ArrowInvalid, OSError) as error:
-    raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): it is damaged: put a whole "
-                    "copy in its place, or begin again in another --workdir") from error
+    raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): put a whole copy in its "
+                    "place, or begin again in another --workdir") from error

@@ -109,6 +109,8 @@ def _die_at(kill: str) -> None:
     tables.write = dying(tables.write, named(stage), before=True)
   elif stage == "between":  # the round is trained; its marker is not there yet, or just is
     workdir.write_json = dying(workdir.write_json, named("DONE"), before=int(call) == 1)
+  elif stage == "final":  # the run is done, and its page is not written again yet
+    workdir.write_json = dying(workdir.write_json, named("final"), before=False)
   elif stage == "evaluation":  # one benchmark's results are there, or not yet
     results.write_json = dying(results.write_json, named("results"), before=True)
   elif stage == "synthesis":

@@ -18,7 +18,7 @@ REPOSITORY = pathlib.Path(__file__).parents[1]
 # One workdir, killed at each of these in turn, then left alone. "stage:n" is the n-th write of that stage
 # in that process; the last ones belong to round 2.
 KILLS = ("rename:4", "evaluation:2", "scan:2", "candidates:1", "verify:2", "verdicts:1", "negatives:1", "synthesis:2",
-         "training:3", "between:1", "evaluation:1", "offpolicy:1", "verify:3", "training:1")
+         "training:3", "between:1", "evaluation:1", "offpolicy:1", "verify:3", "training:1", "final:1")
 
 
 def run_main(config, workdir, kill="", **overrides):
@@ -89,6 +89,11 @@ def test_nothing_half_written_is_left(runs):
   for folder in runs[1:]:
     assert not [path for path in folder.rglob("*.tmp")]
     assert not list(folder.glob("rounds/*/shards"))
+
+
+def test_the_page_has_the_end_of_the_run(runs):
+  for folder in runs[1:]:
+    assert "2 → final" in (folder / "report" / "index.html").read_text()
 
 
 def test_rounds_use_different_roots_and_the_second_knows_of_the_first(runs):

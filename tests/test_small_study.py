@@ -167,11 +167,16 @@ def test_screening_is_held_against_the_truth_as_counted_by_hand(tmp_path):
   assert "round1/precision@0.9" not in found and found["round1/found@0.9"] == 0.0
 
 
-def test_a_cell_of_the_quick_study_finds_what_is_planted(tmp_path, material):
-  ended = subprocess.run([sys.executable, "-m", "experiments.grid", "--grid=experiments/small_study/quick.py",
-                          f"--workdir={tmp_path}", "--cell=policylong-seed0"], cwd=REPOSITORY, capture_output=True,
-                         text=True, env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"})
+def _run(*command):
+  environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+  ended = subprocess.run([sys.executable, "-m", *command], cwd=REPOSITORY, capture_output=True, text=True,
+                         env=environment)
   assert ended.returncode == 0, ended.stderr[-3000:]
+
+
+def test_a_cell_of_the_quick_study_finds_what_is_planted(tmp_path, material):
+  _run("experiments.grid", "--grid=experiments/small_study/quick.py", f"--workdir={tmp_path}",
+       "--cell=policylong-seed0")
   found = json.loads((tmp_path / "outcomes" / "policylong-seed0.json").read_text())["numbers"]
   # The base model looks things up, the retriever finds nearly all sources, and only sources lower the entropy.
   assert found["round1/anchored"] > 0.8 and found["round1/recall"] > 0.8
@@ -184,10 +189,7 @@ def test_a_cell_of_the_quick_study_finds_what_is_planted(tmp_path, material):
 
 @pytest.mark.slow
 def test_the_quick_study_runs_to_its_results(tmp_path, material):
-  ended = subprocess.run([sys.executable, "-m", "experiments.small_study", "--size=quick", f"--results={tmp_path}"],
-                         cwd=REPOSITORY, capture_output=True, text=True,
-                         env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"})
-  assert ended.returncode == 0, ended.stderr[-3000:]
+  _run("experiments.small_study", "--size=quick", f"--results={tmp_path}")
   text = (tmp_path / "RESULTS.md").read_text()
   assert "3 of 3 runs are done" in text and "## Screening against the truth: policylong" in text
 

@@ -18,8 +18,9 @@ from policylong.errors import UserError
 from policylong.mesh import make_mesh
 
 DIRECTORY = pathlib.Path("runs/small_study")
-# RoPE's theta for the longer context, ten times the base model's. With its own the base model is sure of wrong answers
-# at 4096 tokens (6 to 12 nats; 1.3 to 8 with this one), and ten steps of training cost it its trust in what it reads.
+# RoPE's theta for the longer context, ten times the base model's. With its own an answer at 4096 tokens costs the base
+# model 6 nats (needle) and 12 (tracking), with this one 1.3 and 8; and ten steps of training on its own theta left
+# nothing that it would accept (findings.md).
 ROPE_THETA = 1e7
 
 
@@ -75,7 +76,7 @@ class Size:
                           "text_field": "text", "split": ""} for name in ("letters", "entries", "real")),
         # An entry is a chunk, and so is a letter.
         "root_sources": ("letters",), "chunk_chars": 2048, "cache_dir": str(DIRECTORY / "cache")})
-    # By spelling: to MiniLM an invented name means nothing, and it found a third of the sources where this finds 87%.
+    # By spelling, since names are invented: findings.md has what it finds beside MiniLM, and with which windows.
     config.retrieval.update({"embedder": "hashed", "embedder_path": "", "embedder_sha256": "", "index": "exact"})
     config.screening.update({
         # A root with a chunk in front of it is no longer than what the base model was trained on.

@@ -218,12 +218,10 @@ def test_utk_shuffles_the_pieces_of_all_documents():
 
 
 def test_utk_cuts_a_document_that_goes_on_into_as_many_pieces_as_have_room():
-  # 200 words of 4 characters, two to a chunk's worth: 40 tokens of it are no more than 20 pieces.
-  library = Words({"a": [" ".join(f"{i:03d}" for i in range(200))]}, chunk_chars=8)
-  first, second, *_ = make("utk", library, 40, count=3, utk_share=1.0)
-  for sequence in (first, second):
-    pieces = sum(span.role == "root" for span in sequence.spans)
-    assert 5 < pieces <= 20
+  # 2,000 words of 5 characters, ten to a chunk's worth: 200 tokens of it are 20 pieces, all of it would be 200.
+  library = Words({"a": [" ".join(f"{i:04d}" for i in range(2000))]}, chunk_chars=50)
+  for sequence in make("utk", library, 200, count=3, utk_share=1.0):
+    assert sum(span.role == "root" for span in sequence.spans) == 20
 
 
 def test_utk_knots_only_its_share():
