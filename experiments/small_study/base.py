@@ -10,9 +10,9 @@ nothing else), so that it may learn within 512 tokens to look a fact up, and the
 leads.
 
 Its weights start with the circuit that looks things up (induction.py), because at this size it did not come by itself
-(Qwen3-shaped, as wide and deep): not in 700 steps of such text (second mentions of a value cost 3.9 nats, a guess), nor
-in 400 steps of nothing but lists of random words told again and again (3.3M tokens; 5.9 nats a word, a guess), nor where
-its second half, copying, was in the weights (400 steps of 2048 tokens; lists of 40 words at a guess).
+(Qwen3-shaped, as wide and deep): not in 700 steps of such text (second mentions of a value cost 3.9 nats, a guess),
+nor in 400 steps of nothing but lists of random words told again and again (3.3M tokens; 5.9 nats a word, a guess), nor
+where its second half, copying, was in the weights (400 steps of 2048 tokens; lists of 40 words at a guess).
 """
 
 import argparse
