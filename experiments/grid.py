@@ -3,9 +3,10 @@
   python -m experiments.grid --grid=experiments/comparison.py --workdir=runs/comparison
 
 Each cell is a run of its own in DIR/runs/<name>-seed<seed>, as `policylong.main` would make it; killed at any instant
-and started again, the command goes on. Cells share the corpus and the index by their configs' `corpus.cache_dir`. A
-cell that fails is recorded with its sentence, the others go on, and the next start tries it again. The result is
-DIR/table.parquet (a row a run), DIR/table.md (a row a cell, means with 95% intervals over seeds) and DIR/plot.svg.
+and started again, the command goes on. Cells share the corpus and the index by their configs' `corpus.cache_dir`, and
+compiled programs in DIR/compiled (JAX's own cache; JAX_COMPILATION_CACHE_DIR puts it elsewhere). A cell that fails is
+recorded with its sentence, the others go on, and the next start tries it again. The result is DIR/table.parquet (a row
+a run), DIR/table.md (a row a cell, means with 95% intervals over seeds) and DIR/plot.svg.
 """
 
 import argparse
@@ -70,7 +71,9 @@ def run(cell: Cell, grid_path: str, directory: pathlib.Path) -> None:
     return
   command = [sys.executable, "-m", "experiments.grid", f"--grid={grid_path}", f"--workdir={directory}",
              f"--cell={cell.folder}"]
-  ended = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+  environment = {"JAX_COMPILATION_CACHE_DIR": str((directory / "compiled").absolute()), **os.environ,
+                 "PYTHONUNBUFFERED": "1"}
+  ended = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
   last = ""
   for line in ended.stderr:
     print(line, end="", file=sys.stderr)

@@ -135,34 +135,43 @@ def test_losses_and_gaps_are_means_over_their_positions(tokenizer, monkeypatch, 
 
 
 def test_screening_is_held_against_the_truth_as_counted_by_hand(tmp_path):
-  # "ab cd ef": three told values at characters 0, 3 and 6, tokens of two characters and a space.
-  (tmp_path / "truth.json").write_text(json.dumps({"letter": [[0, "a", "x"], [3, "b", "x"], [6, "c", "x"]]}))
+  # Three told values at characters 0, 3 and 6, tokens of two characters and a space.
+  (tmp_path / "truth.json").write_text(json.dumps(
+      {"all/letter": [[0, "all/a", "x"], [3, "all/b", "x"], [6, "all/c", "x"]]}))
+  (tmp_path / "all.jsonl").write_text("\n".join(json.dumps({"id": name, "text": text}) for name, text in {
+      "letter": "ab cd ef gh", "a": "an ab", "b": "no cd", "c": "no ef", "d": "abcd ef"}.items()))
+  write_json(tmp_path / "run" / "config.json", {"screening": {"skip_tokens": 1}})
   round_ = Workdir(tmp_path / "run").round(1)
   import pyarrow as pa
-  tables.write(round_.table("roots"), pa.table({"doc_id": ["letter"], "start": [0], "pieces": [["ab ", "cd ", "ef"]]}))
-  chunk = {name: chunk_id(name, 0, 5) for name in "abcd"}
-  anchor = {"doc_id": "letter", "token": "", "query": "", "entropy": 1.0, "threshold": 0.5, "same_document": 0,
+  tables.write(round_.table("roots"), pa.table({
+      "doc_id": ["all/letter"], "start": [0], "pieces": [["ab ", "cd ", "ef ", "gh"]],
+      "entropy": pa.array([[math.nan, 1.0, 5.0, 3.0]], pa.list_(pa.float32()))}))  # mean 3, deviation 1.633
+  chunk = {name: chunk_id(f"all/{name}", 0, 7) for name in "abcd"}
+  anchor = {"doc_id": "all/letter", "token": "", "query": "", "entropy": 1.0, "threshold": 0.5, "same_document": 0,
             "near_copy": 0, "policy_step": 0}
   tables.write(round_.table("anchors"), tables.from_records(Anchor, [Anchor(position=p, **anchor) for p in (1, 2)]))
 
   def verdict(position, name, rank, gain, kind="retrieved"):
-    return Verdict("letter", position, chunk[name], kind, rank, 0.5, 1.0, 1 - gain, gain, gain > 0.4, 0)
+    return Verdict("all/letter", position, chunk[name], kind, rank, 0.5, 1.0, 1 - gain, gain, gain > 0.4, 0)
   tables.write(round_.table("verdicts"), tables.from_records(Verdict, [
       verdict(1, "b", 0, 0.85), verdict(1, "d", 1, 0.45), verdict(1, "c", -1, 0.0),  # its source is b: found by itself
       verdict(2, "c", -1, 0.65), verdict(2, "d", 0, -0.2),                           # its source is c: another's find
       verdict(1, "a", -1, 0.99, "control")]))
   tables.write(round_.table("positives"), tables.from_records(Positive, [
-      Positive("letter", chunk["b"], 1, 0.85), Positive("letter", chunk["d"], 1, 0.45)]))
+      Positive("all/letter", chunk["b"], 1, 0.85), Positive("all/letter", chunk["d"], 1, 0.45)]))
   tables.write(round_.table("negatives"), tables.from_records(Negative, [
-      Negative("letter", chunk[name], chunk["b"], 0.5, i) for i, name in enumerate("acdd")]))
+      Negative("all/letter", chunk[name], chunk["b"], 0.5, i) for i, name in enumerate("acdd")]))
   rates = {name: {"rate": 0.25} for name in ("own", "control")}
   write_json(round_.done_path, {"acceptance": rates, "epsilon": 0.4, "mean_gain": 0.65, "positives": 2,
                                 "offpolicy": None, "anchors_per_root": 2.0})
   write_json(Workdir(tmp_path / "run").final_json, {"offpolicy": {"share": 0.5}})
-  found = truth.measure(tmp_path / "run", tmp_path / "truth.json")
+  found = truth.measure(tmp_path / "run", tmp_path)
   wanted = {"anchored": 2 / 3, "recall": 1 / 2, "gain_source": 0.75, "gain_other": 0.25 / 3, "positives_true": 0.5,
             "negatives_unhelpful": 0.5, "precision@0.4": 2 / 3, "found@0.4": 1.0, "precision@0.6": 1.0,
-            "found@0.7": 0.5, "offpolicy_gap": 0.5, "accepted_own": 0.25}
+            "found@0.7": 0.5, "offpolicy_gap": 0.5, "accepted_own": 0.25,
+            "without_value": 1 / 3,  # of three accepted: d for "cd" has "abcd", which is another word
+            "above@0.0": 1.0, "told@0.0": 1.0, "anchored@0.0": 1 / 3, "above@1.0": 1.0, "above@1.5": 0.0,
+            "anchored@1.5": 0.0}
   assert {name: found[f"round1/{name}"] for name in wanted} == pytest.approx(wanted)
   assert "round1/precision@0.9" not in found and found["round1/found@0.9"] == 0.0
 

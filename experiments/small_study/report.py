@@ -11,7 +11,7 @@ from experiments.cells import Grid
 from experiments.grid import outcome_path
 from experiments.results import markdown_table, plot, told
 from experiments.small_study.tasks import TASKS
-from experiments.small_study.truth import EPSILONS
+from experiments.small_study.truth import ALPHAS, EPSILONS
 from policylong.workdir import read_json, write_atomically
 
 _REFERENCE = "policylong"
@@ -20,6 +20,7 @@ _ROUND = {
     "anchors_per_root": "anchors a root",
     "anchored": "told values that are anchors", "recall": "of these, source among the own candidates",
     "gain_source": "mean gain of the source", "gain_other": "mean gain of other chunks",
+    "without_value": "accepted for a told value, but without it in the chunk",
     "positives": "positives", "positives_true": "of these, a source", "negatives_unhelpful": "negatives, no source",
     "accepted_own": "accepted, own candidates", "accepted_control": "accepted, random chunks", "epsilon": "epsilon",
     "mean_gain": "mean gain of the accepted", "offpolicy_gap": "rejected by the next policy"}
@@ -101,15 +102,18 @@ def detectable(differences: Sequence[float]) -> float:
 
 
 def _rounds(cell: str, numbers: Numbers) -> str:
-  """What screening did in each round, and the curve over epsilon."""
+  """What screening did in each round, and the curves over epsilon and alpha."""
   rounds = sorted({int(name[5:].split("/")[0]) for name in numbers if name.startswith("round")})
   heads = [f"round {r}" for r in rounds]
 
   def of_rounds(name: str) -> list[str]:
     return [told(numbers.get(f"round{r}/{name}", ())) for r in rounds]
   counts = markdown_table(("", *heads), [(words, *of_rounds(name)) for name, words in _ROUND.items()])
-  curve = markdown_table(("epsilon", *heads), [
-      (str(epsilon), *map(" / ".join, zip(of_rounds(f"precision@{epsilon}"), of_rounds(f"found@{epsilon}"))))
-      for epsilon in EPSILONS])
+  def curve(field: str, values: Sequence[float], *names: str) -> str:
+    return markdown_table((field, *heads), [
+        (str(value), *map(" / ".join, zip(*(of_rounds(f"{name}@{value}") for name in names)))) for value in values])
   return (f"## Screening against the truth: {cell}\n\n{counts}\n\n"
-          f"Pairs with a gain above epsilon: precision / share of the sources found.\n\n{curve}\n")
+          f"Pairs with a gain above epsilon: precision / share of the sources found.\n\n"
+          f"{curve('epsilon', EPSILONS, 'precision', 'found')}\n\n"
+          "Tokens above the threshold of an alpha: how many a root / share of them that are told values / share of the "
+          f"told values among them.\n\n{curve('alpha', ALPHAS, 'above', 'told', 'anchored')}\n")
