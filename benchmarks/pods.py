@@ -13,11 +13,13 @@ import subprocess
 import sys
 
 CONFIGS = ("qwen0_5b_128k", "qwen1_5b_128k", "qwen3b_128k", "qwen7b_128k")
-PROGRAMS = ("train", "score", "verify")
+PROGRAMS = ("train", "score", "verify", "embed")
 FOLDER = pathlib.Path(__file__).parents[1] / "docs"
 FOUND = FOLDER / "pods.json"
 # Anchors of a root that the run's hours reckon with: 2.3% of its tokens lie two standard deviations above a mean.
 ANCHORS = 35
+# What embedding is reckoned for; 2,048 characters are about 512 tokens.
+CHUNKS, CHUNK_TOKENS = 10_000_000, 512
 
 
 def main():
@@ -57,10 +59,13 @@ def page(found: dict) -> str:
   table = "\n".join(["| config | slice | program | fits | peak GiB | arguments + temporaries GiB | of | "
                      "tokens a step and device | step s | tokens/s a device | MFU |",
                      "|---|---|---|---|---|---|---|---|---|---|---|", *rows])
-  hours = "\n".join(["| config | slice | training h | scan h | verification h | together h | screening |",
-                     "|---|---|---|---|---|---|---|", *runs])
+  hours = "\n".join(["| config | slice | training h | scan h | verification h | together h | screening | embedding h |",
+                     "|---|---|---|---|---|---|---|---|", *runs])
   left = f"\n\nNot compiled yet: {', '.join(missing)}.\n" if missing else ""
-  return text.replace("{{programs}}", table + left).replace("{{hours}}", hours).replace("{{anchors}}", str(ANCHORS))
+  for name, value in {"programs": table + left, "hours": hours, "anchors": ANCHORS, "chunks": f"{CHUNKS:,}",
+                      "chunk_tokens": CHUNK_TOKENS}.items():
+    text = text.replace("{{" + name + "}}", str(value))
+  return text
 
 
 def row(name: str, values: dict) -> str:
@@ -82,9 +87,9 @@ def run_hours(name: str, topology: str, config, here: dict) -> str:
   hours = {"train": trained / rate["train"], "score": roots * screening.root_tokens / rate["score"],
            "verify": rows * (screening.root_tokens + screening.max_chunk_tokens) / rate["verify"]}
   hours = {program: seconds / 3600 for program, seconds in hours.items()}
-  total = sum(hours.values())
+  total, embedding = sum(hours.values()), CHUNKS * CHUNK_TOKENS / rate["embed"] / 3600
   return (f"| {name} | {topology} | {hours['train']:.1f} | {hours['score']:.2f} | {hours['verify']:.1f} | "
-          f"{total:.1f} | {1 - hours['train'] / total:.0%} |")
+          f"{total:.1f} | {1 - hours['train'] / total:.0%} | {embedding:.2f} |")
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def get_config() -> ConfigDict:
           "embedder_sha256": MINILM_SHA256,
           # Longer texts are cut to so many tokens.
           "embedder_max_tokens": 96,
-          # Texts embedded at once.
+          # Texts of that length that a device embeds at once.
           "embedder_batch": 8,
           # What a query asks for; used by qwen3 only.
           "query_instruction": "",

@@ -133,7 +133,7 @@ def paper() -> ConfigDict:
           "embedder_sha256": "",
           # Longer texts are cut to so many tokens.
           "embedder_max_tokens": 1024,
-          # Texts embedded at once.
+          # Texts of that length that a device embeds at once.
           "embedder_batch": 256,
           # What a query asks for; used by qwen3 only.
           "query_instruction": "Given a passage, retrieve passages that help to predict how it goes on",

@@ -1,7 +1,7 @@
 """Compiles a config's programs for TPUs that are not there: do they fit, and about how fast are they?
 
   python -m policylong.aot --config=configs/qwen3b_128k.py --topology=v5p:4x4x4 \\
-    [--program=train,score,verify] [--json=F]
+    [--program=train,score,verify,embed] [--json=F]
 
 Needs the TPU compiler (`pip install libtpu`, or `make tpu-compiler`), and neither weights nor corpus: of a model whose
 folder is not there the published shape is used. A topology is a chip and the shape of its slice, "2xv5p:4x4x4" two
@@ -13,6 +13,7 @@ document, since how long they will be is in no config.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -26,7 +27,7 @@ from absl import flags
 from policylong import command_line
 from policylong.errors import UserError, run_command
 
-PROGRAMS = ("train", "score", "verify")
+PROGRAMS = ("train", "score", "verify", "embed")
 # Of the peak, for attention kernels: an assumption, not a measurement.
 KERNEL_SHARE = 0.6
 
@@ -94,44 +95,74 @@ def topology_devices(topology: str) -> list:
     raise UserError(f"--topology is {topology!r}, which cannot be compiled for: {reason}") from error
 
 
+def shape_of(config, program: str):
+  """The shape of the model that a program runs.
+
+  Raises:
+    UserError: nothing is known of it.
+  """
+  from policylong.model.shapes import model_shape
+  if program == "embed":
+    if config.retrieval.embedder != "qwen3":
+      raise UserError(f"--program is 'embed' and retrieval.embedder {config.retrieval.embedder!r}: only qwen3 is made "
+                      "for accelerators")
+    return model_shape(config.retrieval.embedder_path, "retrieval.embedder_path")
+  return model_shape(config.model.path).with_rope(theta=config.model.rope_theta, yarn_factor=config.model.yarn_factor)
+
+
 def lowered(config, model, mesh, program: str):
   """(lowered program, tokens a step, model FLOPs a step)."""
   import jax
-  import jax.numpy as jnp
+  with jax.set_mesh(mesh):
+    traced, tokens, model_flops = (_traced_training if program == "train" else _traced_forward)(
+        config, model, mesh, program)
+  return traced.lower(lowering_platforms=("tpu",)), tokens, model_flops
 
-  from policylong.model.qwen import abstract_params
-  from policylong.screening.scorer import Programs
+
+def _traced_training(config, model, mesh, _):
   from policylong.training import flops
   from policylong.training.optimizer import make_optimizer
   from policylong.training.state import abstract_state
   from policylong.training.step import abstract_batch, make_train_step, token_sharding
 
-  if program == "train":
-    training, length = config.training, config.synthesis.sequence_length
-    shape = (training.accumulation, training.batch_size // training.accumulation, length)
-    batch = abstract_batch(training, shape, token_sharding(mesh, shape))
-    state = abstract_state(model, make_optimizer(training, config.rounds, model), mesh)
-    step = make_train_step(model, training, config.rounds, mesh)
-    with jax.set_mesh(mesh):
-      traced = step.trace(state, batch)
-    count = math.prod(shape)
-    return traced.lower(lowering_platforms=("tpu",)), count, count * flops.train_flops_per_token(model, length)
+  training, length = config.training, config.synthesis.sequence_length
+  shape = (training.accumulation, training.batch_size // training.accumulation, length)
+  batch = abstract_batch(training, shape, token_sharding(mesh, shape))
+  state = abstract_state(model, make_optimizer(training, config.rounds, model), mesh)
+  traced = make_train_step(model, training, config.rounds, mesh).trace(state, batch)
+  return traced, math.prod(shape), math.prod(shape) * flops.train_flops_per_token(model, length)
 
-  screening = config.screening
-  programs = Programs(model, mesh, jnp.dtype(config.model.scoring_dtype))
-  width = _longest_row(screening, program)
-  rows = mesh.size * max(1, screening.tokens_per_batch // width)
-  params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=programs.replicated),
-                        abstract_params(model, jnp.dtype(config.model.scoring_dtype)))
-  def of_rows(length):
-    return jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=programs.rows)
-  with jax.set_mesh(mesh):
+
+def _traced_forward(config, model, mesh, program):
+  import jax
+  import jax.numpy as jnp
+  from jax.sharding import NamedSharding, PartitionSpec
+
+  from policylong.mesh import AXES, on_each_device
+  from policylong.model.qwen import abstract_params
+  from policylong.retrieval.qwen_embedder import encode
+  from policylong.screening.scorer import Programs
+  from policylong.training.flops import score_flops
+
+  def of_rows(*length):
+    return jax.ShapeDtypeStruct((rows, *length), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec(AXES)))
+
+  screening, width = config.screening, _longest_row(config, program)
+  if program == "embed":
+    rows, read, dtype = mesh.size * config.retrieval.embedder_batch, 0, "bfloat16"
+    function, arrays = on_each_device(functools.partial(encode, config=model), mesh, 2), (of_rows(width), of_rows())
+  else:
+    rows, dtype = mesh.size * max(1, screening.tokens_per_batch // width), config.model.scoring_dtype
+    programs = Programs(model, mesh, jnp.dtype(dtype))
     if program == "score":
-      traced, read = programs.traces.trace(params, of_rows(width)), rows * width
+      function, arrays, read = programs.traces, (of_rows(width),), rows * width
     else:
-      positions = of_rows(screening.max_anchors_per_root)
-      traced, read = programs.entropies.trace(params, of_rows(width), positions), math.prod(positions.shape)
-  return traced.lower(lowering_platforms=("tpu",)), rows * width, flops.score_flops(model, rows, width, read)
+      anchors = screening.max_anchors_per_root
+      function, arrays, read = programs.entropies, (of_rows(width), of_rows(anchors)), rows * anchors
+  whole = NamedSharding(mesh, PartitionSpec())
+  params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+                        abstract_params(model, jnp.dtype(dtype)))
+  return function.trace(params, *arrays), rows * width, score_flops(model, rows, width, read)
 
 
 def compile_program(name: str, config, topology: str, program: str) -> Compiled:
@@ -143,12 +174,11 @@ def compile_program(name: str, config, topology: str, program: str) -> Compiled:
   from policylong import config as config_lib
   from policylong import hardware
   from policylong.mesh import make_mesh
-  from policylong.model.shapes import model_shape
 
   devices = topology_devices(topology)
   chip = hardware.chip_of(devices[0])
-  model = model_shape(config.model.path).with_rope(theta=config.model.rope_theta, yarn_factor=config.model.yarn_factor)
-  # Scoring shares nothing between devices.
+  model = shape_of(config, program)
+  # Scoring and embedding share nothing between devices.
   sizes = config.mesh if program == "train" else config_lib.Mesh(data=-1, fsdp=1, context=1, tensor=1)
   mesh = make_mesh(sizes, devices)
   program_text, tokens, model_flops = lowered(config, model, mesh, program)
@@ -186,7 +216,7 @@ def estimate(text: str, config, model, chip, devices: int, tokens: int, program:
     # A forward pass has two products; a backward of two kernels, which both begin with the scores, seven.
     length, products = config.synthesis.sequence_length, 2 + 7 + (2 if config.training.remat == "full" else 0)
   else:
-    length, products = _longest_row(config.screening, program), 2
+    length, products = _longest_row(config, program), 2
   attention = products * model.num_layers * tokens / length * attention_product_flops(model, length)
   seconds = {
       "matmul": found.matmul_cycles / chip.clock_hz,
@@ -197,9 +227,12 @@ def estimate(text: str, config, model, chip, devices: int, tokens: int, program:
   return seconds, found.collectives
 
 
-def _longest_row(screening, program: str) -> int:
-  """The padded length of the longest rows that a scoring program gets."""
+def _longest_row(config, program: str) -> int:
+  """The padded length of the longest rows that a program without training gets."""
   from policylong.screening.scorer import bucket
+  if program == "embed":
+    return config.retrieval.embedder_max_tokens
+  screening = config.screening
   longest = screening.root_tokens + (screening.max_chunk_tokens if program == "verify" else 0)
   return bucket(longest, screening.bucket_multiple)
 
@@ -207,6 +240,8 @@ def _longest_row(screening, program: str) -> int:
 def _advice(config, program: str, used: str, available: str) -> str:
   """By how much it does not fit, and what to change."""
   sentence = f"needs {used} of a device's {available}: "
+  if program == "embed":
+    return sentence + f"lower retrieval.embedder_batch = {config.retrieval.embedder_batch}"
   if program != "train":
     return sentence + (f"lower screening.tokens_per_batch = {config.screening.tokens_per_batch}, or screen on chips "
                        "that hold the whole model")

@@ -6,7 +6,7 @@ holds no weight twice; heads, MLP columns and the vocabulary over tensor; batche
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -70,9 +70,25 @@ def _arranged(shape: list[int], devices: Sequence[jax.Device]) -> np.ndarray:
 
 def local_mesh(mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
   """This process's devices of `mesh`, in its order, all along the axis data: for work without the other processes."""
-  devices = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+  return data_mesh([device for device in mesh.devices.flat if device.process_index == jax.process_index()])
+
+
+def data_mesh(devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
+  """These devices in their order, all along the axis data."""
   return jax.sharding.Mesh(np.reshape(devices, (len(devices),) + (1,) * (len(AXES) - 1)), AXES,
                            axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def on_each_device(function: Callable, mesh: jax.sharding.Mesh, arrays: int) -> Callable:
+  """`function(whole, *arrays)` compiled such that every device of `mesh` computes its own rows of the arrays.
+
+  `whole`, such as weights, lies on each device, and nothing is sent between them.
+  """
+  whole, rows = PartitionSpec(), PartitionSpec(AXES)
+  # One device's rows are nobody else's business: inside shard_map nothing can be spread by the compiler.
+  local = jax.shard_map(function, mesh=mesh, in_specs=(whole,) + (rows,) * arrays, out_specs=rows, check_vma=False)
+  whole, rows = NamedSharding(mesh, whole), NamedSharding(mesh, rows)
+  return jax.jit(local, in_shardings=(whole,) + (rows,) * arrays, out_shardings=rows)
 
 
 def local_copy(x: jax.Array, mesh: jax.sharding.Mesh) -> jax.Array:

@@ -44,6 +44,16 @@ def test_verification_of_3b_fits_one_v5e_chip_and_is_mostly_matmul(tmp_path):
   assert ": fits" in text and "of the peak" in text
 
 
+def test_the_embedder_runs_on_every_chip_of_its_own(tmp_path):
+  found, _ = compiled(tmp_path, "--config=configs/qwen3b_128k.py", "--topology=v5e:2x2", "--program=embed")
+  assert found["fits"] and found["devices"] == 4 and found["collectives"] == {}
+  # 595,776,512 weights of two bytes, as Qwen publishes; 256 texts of 1,024 tokens on each chip
+  assert found["argument_bytes"] == pytest.approx(2 * 595_776_512 + 256 * 1025 * 4, rel=0.01)
+  assert found["tokens"] == 4 * 256 * 1024
+  by_hand = found["tokens"] * 2 * (595_776_512 - 151_669 * 1024) + 4 * 256 * 28 * 2 * 1024**2 * 2048
+  assert found["model_flops"] == pytest.approx(by_hand, rel=1e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("config, topology, changes, most", [
   ("qwen3b_128k", "v5p:4x4x4", ("mesh.fsdp=4", "mesh.context=16", "training.batch_size=8"), 6.5),
@@ -67,6 +77,9 @@ def test_training_needs_no_more_than_promised(tmp_path, config, topology, change
   (("--topology=v5e:1x1", "--program=eval"), ["--program is 'eval'", "train, score, verify"]),
   (("--topology=v5p:4x4x4", "--config.mesh.tensor=4", "--config.mesh.fsdp=4"),
    ["kv_heads dimension is 2", "tensor = 4"]),
+  (("--topology=v5e:1x1", "--program=embed", "--config.retrieval.embedder=hashed"), ["'hashed'", "only qwen3"]),
+  (("--topology=v5e:1x1", "--program=embed", "--config.retrieval.embedder_path=models/Big-Embedding"),
+   ["retrieval.embedder_path", "'Big-Embedding' is none of the known", "Qwen3-Embedding-0.6B"]),
   (("--topology=v5p:4x4x4", "--config.model.path=models/Other-3B"), ["'Other-3B' is none of the known", "Qwen2.5-3B"]),
 ])
 def test_what_cannot_be_compiled_is_one_sentence(arguments, words):

@@ -13,6 +13,9 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from policylong.mesh import AXES, data_mesh, on_each_device
 
 # Batches handed to the device before the oldest is waited for: it never idles while the host pads the next.
 _IN_FLIGHT = 3
@@ -24,17 +27,39 @@ def bucket_lengths(max_tokens: int) -> tuple[int, ...]:
   return (*(length for length in steps if length < max_tokens), max_tokens)
 
 
+class Encoder:
+  """A model's program on all devices of this process: whole weights on each, and its own rows of every batch.
+
+  Args:
+    params: the weights.
+    encode: (params, tokens int32[B, S], lengths int32[B]) -> float32[B, D], of one device's rows; it must ignore what
+      lies past a length.
+  """
+
+  def __init__(self, params, encode: Callable):
+    self._mesh = data_mesh(jax.local_devices())
+    self.devices = self._mesh.size
+    self._params = jax.device_put(params, NamedSharding(self._mesh, PartitionSpec()))
+    self._rows = NamedSharding(self._mesh, PartitionSpec(AXES))
+    self._program = on_each_device(encode, self._mesh, 2)
+
+  def __call__(self, tokens: np.ndarray, lengths: np.ndarray) -> jax.Array:
+    """float32[B, D]; B is a multiple of `devices`."""
+    with jax.set_mesh(self._mesh):
+      return self._program(self._params, *jax.device_put((tokens, lengths), self._rows))
+
+
 def encode_in_buckets(rows: Sequence[Sequence[int]], *, max_tokens: int, batch: int, pad: int, dim: int,
-                      encode: Callable[[np.ndarray, np.ndarray], jax.Array]) -> np.ndarray:
-  """Runs `encode` over token rows of any length, in batches of about `batch` * `max_tokens` tokens.
+                      encode: Encoder) -> np.ndarray:
+  """Runs `encode` over token rows of any length, in batches of about `batch` * `max_tokens` tokens a device.
 
   Args:
     rows: token ids of each text, 1 to `max_tokens` of them.
     max_tokens: length of the longest bucket.
-    batch: texts in a batch of the longest bucket; shorter buckets have more, for as many tokens.
+    batch: texts of the longest bucket in a device's batch; shorter buckets have more, for as many tokens.
     pad: the token that fills a row up.
     dim: D.
-    encode: (tokens int32[B, S], lengths int32[B]) -> float32[B, D]; it must ignore what lies past a length.
+    encode: the model.
 
   Returns:
     float32[len(rows), D], in the order of `rows`.
@@ -51,7 +76,7 @@ def encode_in_buckets(rows: Sequence[Sequence[int]], *, max_tokens: int, batch: 
 
   for b, length in enumerate(buckets.tolist()):
     members_of_bucket = np.flatnonzero(bucket_of == b)
-    size = max(1, batch * max_tokens // length)
+    size = encode.devices * max(1, batch * max_tokens // length)
     for start in range(0, len(members_of_bucket), size):
       members = members_of_bucket[start:start + size]
       tokens = np.full((size, length), pad, np.int32)

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from policylong import elementwise
 from policylong.errors import UserError
-from policylong.retrieval.buckets import encode_in_buckets
+from policylong.retrieval.buckets import Encoder, encode_in_buckets
 from policylong.retrieval.files import checked_sha256, sha256_of, version_of
 
 # our name -> (names in the checkpoint, concatenated on the output axis; whether they are matrices [out, in])
@@ -71,7 +71,7 @@ class MiniLM:
       path: the folder.
       sha256: wanted hash of model.safetensors; "" does not check.
       max_tokens: where a text is cut; the model was trained with 256.
-      batch: texts of `max_tokens` tokens that are embedded at once.
+      batch: texts of `max_tokens` tokens that a device embeds at once.
       dtype: of the matmul inputs, bfloat16 or float32; sums, norms and softmax are float32. bfloat16 keeps
         a cosine of 0.9999 with float32 and takes half the time or less.
 
@@ -84,7 +84,8 @@ class MiniLM:
       raise UserError(f"retrieval.embedder_max_tokens is {max_tokens}, more than the "
                       f"{self._config.max_position_embeddings} positions of the model in {path}")
     weights = checked_sha256(path / "model.safetensors", sha256)
-    self._params = _load_params(path / "model.safetensors", self._config, jnp.dtype(dtype))
+    self._encode = Encoder(_load_params(path / "model.safetensors", self._config, jnp.dtype(dtype)),
+                           functools.partial(encode, config=self._config))
     self._tokenizer = _read_tokenizer(path / "tokenizer.json")
     self._max_tokens, self._batch = max_tokens, batch
     self.dim = self._config.hidden_size
@@ -98,14 +99,13 @@ class MiniLM:
     rows = [row if len(row) <= self._max_tokens else row[:self._max_tokens - 1] + row[-1:] for row in ids]
     return encode_in_buckets(
         rows, max_tokens=self._max_tokens, batch=self._batch, pad=0, dim=self.dim,
-        encode=lambda tokens, lengths: encode(self._params, tokens, lengths, config=self._config))
+        encode=self._encode)
 
   def embed_queries(self, texts: Sequence[str]) -> np.ndarray:
     """The same as `embed_documents`: this model tells queries and documents not apart."""
     return self.embed_documents(texts)
 
 
-@functools.partial(jax.jit, static_argnames="config")
 def encode(params: dict, tokens: Int[Array, "B S"], lengths: Int[Array, "B"], *, config: BertConfig
            ) -> Float[Array, "B D"]:
   """Unit vectors: the mean of the last layer over the first `lengths` tokens of each row, normalised."""

@@ -11,7 +11,6 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -20,7 +19,7 @@ from policylong.errors import UserError
 from policylong.model import hf
 from policylong.model.qwen import ModelConfig, hidden_states
 from policylong.model.tokenizer import load_tokenizer
-from policylong.retrieval.buckets import encode_in_buckets
+from policylong.retrieval.buckets import Encoder, encode_in_buckets
 from policylong.retrieval.files import total_sha256, version_of
 
 # What Qwen3-Embedding's tokenizer ends a text with, and what its vector is read from.
@@ -43,7 +42,7 @@ class QwenEmbedder:
       path: the directory.
       sha256: wanted hash of its weights, as `hf.load_params` counts it; "" does not check.
       max_tokens: where a text is cut.
-      batch: texts of `max_tokens` tokens that are embedded at once.
+      batch: texts of `max_tokens` tokens that a device embeds at once.
       instruction: one sentence that says what a query asks for; "" leaves queries as they are.
       dtype: of weights and matmul inputs, bfloat16 or float32.
 
@@ -59,7 +58,8 @@ class QwenEmbedder:
     self._end = self._tokenizer.get_vocab().get(END)
     if self._end is None:
       raise UserError(f"the tokenizer in {path} has no token {END}, wanted that of a Qwen3-Embedding model")
-    self._params = hf.load_params(path, self._config, jnp.dtype(dtype), sha256=sha256)
+    self._encode = Encoder(hf.load_params(path, self._config, jnp.dtype(dtype), sha256=sha256),
+                           functools.partial(encode, config=self._config))
     self._max_tokens, self._batch, self._instruction = max_tokens, batch, instruction
     self.dim = self._config.embed_dim
     files = sorted([*path.glob("*.safetensors"), *path.glob("*.json")]) if path.is_dir() else [path]
@@ -72,7 +72,7 @@ class QwenEmbedder:
     return encode_in_buckets(
         [[*row[:self._max_tokens - 1], self._end] for row in ids], max_tokens=self._max_tokens, batch=self._batch,
         pad=self._end, dim=self.dim,
-        encode=lambda tokens, lengths: encode(self._params, tokens, lengths, config=self._config))
+        encode=self._encode)
 
   def embed_queries(self, texts: Sequence[str]) -> np.ndarray:
     """float32[len(texts), D] of the texts behind the instruction."""
@@ -81,7 +81,6 @@ class QwenEmbedder:
     return self.embed_documents(texts)
 
 
-@functools.partial(jax.jit, static_argnames="config")
 def encode(params: dict, tokens: Int[Array, "B S"], lengths: Int[Array, "B"], *, config: ModelConfig
            ) -> Float[Array, "B D"]:
   """Unit vectors: the state of the last of the first `lengths` tokens of each row."""

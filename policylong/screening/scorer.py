@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from policylong.likelihood.api import token_likelihood
 from policylong.likelihood.greedy import greedy_likelihood
-from policylong.mesh import AXES, local_copy, local_mesh
+from policylong.mesh import AXES, local_copy, local_mesh, on_each_device
 from policylong.model.qwen import ModelConfig, hidden_states, output_matrix
 
 
@@ -49,7 +49,7 @@ class Programs:
   """
 
   def __init__(self, model: ModelConfig, mesh: jax.sharding.Mesh, dtype: jnp.dtype):
-    self.replicated, self.rows = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(AXES)))
+    self.rows = NamedSharding(mesh, PartitionSpec(AXES))
     hidden = functools.partial(hidden_states, config=model, compute_dtype=dtype)
 
     def traces(params, tokens):
@@ -67,14 +67,8 @@ class Programs:
       """The states that predict what stands at `positions`: the output matrix meets no others."""
       return jnp.take_along_axis(hidden(params, tokens=tokens), positions[..., None] - 1, axis=1)
 
-    def of_each_device(function, arrays):
-      rows = (self.rows.spec,) * arrays
-      # One device's rows are nobody else's business: inside shard_map nothing can be spread by the compiler.
-      local = jax.shard_map(function, mesh=mesh, in_specs=(PartitionSpec(), *rows), out_specs=self.rows.spec,
-                            check_vma=False)
-      return jax.jit(local, in_shardings=(self.replicated, *(self.rows,) * arrays), out_shardings=self.rows)
-    self.traces, self.entropies = of_each_device(traces, 1), of_each_device(entropies, 2)
-    self.choices = of_each_device(choices, 3)
+    self.traces = on_each_device(traces, mesh, 1)
+    self.entropies, self.choices = on_each_device(entropies, mesh, 2), on_each_device(choices, mesh, 3)
 
 
 class Scorer:

@@ -127,13 +127,16 @@ def test_every_length_has_a_bucket_that_wastes_little():
 def test_batches_have_one_shape_a_bucket_and_rows_come_back_in_order():
   shapes = []
 
-  def encode(tokens, lengths):
-    shapes.append(tokens.shape)
-    used = np.where(np.arange(tokens.shape[1]) < lengths[:, None], tokens, 0)
-    return np.stack([used.sum(axis=1), lengths], axis=1).astype(np.float32)
+  class Encode:
+    devices = 2
+
+    def __call__(self, tokens, lengths):
+      shapes.append(tokens.shape)
+      used = np.where(np.arange(tokens.shape[1]) < lengths[:, None], tokens, 0)
+      return np.stack([used.sum(axis=1), lengths], axis=1).astype(np.float32)
 
   rng = np.random.default_rng(0)
   rows = [rng.integers(1, 9, n).tolist() for n in rng.integers(1, 97, 200)]
-  out = encode_in_buckets(rows, max_tokens=96, batch=4, pad=9, dim=2, encode=encode)
+  out = encode_in_buckets(rows, max_tokens=96, batch=4, pad=9, dim=2, encode=Encode())
   np.testing.assert_array_equal(out, [[sum(row), len(row)] for row in rows])
-  assert set(shapes) == {(12, 32), (6, 64), (4, 96)}
+  assert set(shapes) == {(2 * 12, 32), (2 * 6, 64), (2 * 4, 96)}

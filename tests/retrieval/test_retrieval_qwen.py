@@ -81,6 +81,19 @@ def test_padding_and_company_change_no_bit(checkpoint):
   np.testing.assert_array_equal(encoder.embed_documents(TEXTS[::-1] * 3)[:len(TEXTS)], together[::-1])
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_number_of_devices_changes_no_bit_and_all_of_them_work(checkpoint, monkeypatch, count):
+  all_devices, texts = jax.local_devices(), TEXTS * 40
+  assert len(all_devices) == 8
+  wanted = embedder(checkpoint).embed_documents(texts)
+  monkeypatch.setattr(jax, "local_devices", lambda: all_devices[:count])
+  encoder = embedder(checkpoint)
+  np.testing.assert_array_equal(encoder.embed_documents(texts), wanted)
+  vectors = encoder._encode(np.zeros((count * 2, 64), np.int32), np.ones(count * 2, np.int32))
+  assert vectors.sharding.device_set == set(all_devices[:count])
+  assert {shard.data.shape for shard in vectors.addressable_shards} == {(2, 32)}
+
+
 def test_bfloat16_stays_near_float32(checkpoint, wanted):
   # a random model with weights of 0.1 magnifies rounding more than a trained one: 0.994 was seen
   rough = embedder(checkpoint, dtype="bfloat16").embed_documents(TEXTS).astype(np.float64)
