@@ -112,14 +112,14 @@ def shape_of(config, program: str):
 
 def lowered(config, model, mesh, program: str):
   """(lowered program, tokens a step, model FLOPs a step)."""
-  import jax
-  with jax.set_mesh(mesh):
-    traced, tokens, model_flops = (_traced_training if program == "train" else _traced_forward)(
-        config, model, mesh, program)
+  trace = _traced_training if program == "train" else _traced_forward
+  traced, tokens, model_flops = trace(config, model, mesh, program)
   return traced.lower(lowering_platforms=("tpu",)), tokens, model_flops
 
 
 def _traced_training(config, model, mesh, _):
+  import jax
+
   from policylong.training import flops
   from policylong.training.optimizer import make_optimizer
   from policylong.training.state import abstract_state
@@ -129,7 +129,9 @@ def _traced_training(config, model, mesh, _):
   shape = (training.accumulation, training.batch_size // training.accumulation, length)
   batch = abstract_batch(training, shape, token_sharding(mesh, shape))
   state = abstract_state(model, make_optimizer(training, config.rounds, model), mesh)
-  traced = make_train_step(model, training, config.rounds, mesh).trace(state, batch)
+  step = make_train_step(model, training, config.rounds, mesh)
+  with jax.set_mesh(mesh):
+    traced = step.trace(state, batch)
   return traced, math.prod(shape), math.prod(shape) * flops.train_flops_per_token(model, length)
 
 
@@ -162,7 +164,9 @@ def _traced_forward(config, model, mesh, program):
   whole = NamedSharding(mesh, PartitionSpec())
   params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
                         abstract_params(model, jnp.dtype(dtype)))
-  return function.trace(params, *arrays), rows * width, score_flops(model, rows, width, read)
+  with jax.set_mesh(mesh):
+    traced = function.trace(params, *arrays)
+  return traced, rows * width, score_flops(model, rows, width, read)
 
 
 def compile_program(name: str, config, topology: str, program: str) -> Compiled:
