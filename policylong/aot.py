@@ -65,9 +65,11 @@ def prepare_environment() -> None:
   Raises:
     UserError: it is nowhere.
   """
-  # Several processes may compile at once, and nobody asks a metadata server that is not there.
+  # Several processes may compile at once, and nobody asks a metadata server that is not there. The type is of chips
+  # that this machine does not have: a topology does not ask for it, but without one the compiler warns.
   os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1",
-                    TPU_WORKER_HOSTNAMES="localhost", TPU_MIN_LOG_LEVEL="3", TPU_STDERR_LOG_LEVEL="3")
+                    TPU_WORKER_HOSTNAMES="localhost", TPU_ACCELERATOR_TYPE="v5p-8", TPU_MIN_LOG_LEVEL="3",
+                    TPU_STDERR_LOG_LEVEL="3")
   if "TPU_LIBRARY_PATH" not in os.environ:
     places = [pathlib.Path(folder) / "libtpu" / "libtpu.so" for folder in (f"{sys.prefix}/tpu-compiler", *sys.path)]
     found = next((place for place in places if place.exists()), None)
