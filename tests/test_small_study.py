@@ -230,7 +230,7 @@ def test_results_have_every_cells_mean_and_interval(tmp_path):
   # two values a and b: mean ± 12.706 |a - b| / 2
   assert "| standard | 1 ± 13 | 1 ± 13 |" in text and "| policylong | 4 ± 25 | 4 ± 25 |" in text
   assert "| base | 0.25 | 0.25 |" in text and "4 of 5 runs" in text and "32,768 tokens" in text
-  assert re.search(r"\| standard \| 3 ± 13 \(\d+\)", text)  # 2 - 0 and 6 - 2
+  assert re.search(r"\| policylong − standard \| 3 ± 13 \(\d+\)", text)  # 2 - 0 and 6 - 2
   assert (tmp_path / "results.svg").read_text().startswith("<svg")
 
 

@@ -15,6 +15,8 @@ from experiments.small_study.truth import ALPHAS, EPSILONS
 from policylong.workdir import read_json, write_atomically
 
 _REFERENCE = "policylong"
+# Differences that are shown beside those of the reference and each other cell.
+_MORE_PAIRS = (("no_negatives", "entropylong"),)
 # Per round: name in the outcomes -> what the table calls it.
 _ROUND = {
     "anchors_per_root": "anchors a root",
@@ -79,19 +81,18 @@ def _table(cells: Mapping[str, Numbers], names: Sequence[str]) -> str:
 
 
 def _differences(seeds: Mapping[str, Mapping[int, Mapping[str, float]]], names: Sequence[str]) -> str:
-  """The reference minus each other cell, seed by seed, with what could have been seen."""
+  """The reference minus each other cell, and other pairs, seed by seed, with what could have been seen."""
+  pairs = [*((_REFERENCE, other) for other in seeds if other != _REFERENCE), *_MORE_PAIRS]
   rows = []
-  for other, runs in seeds.items():
-    both = sorted(runs.keys() & seeds[_REFERENCE].keys())
-    if other != _REFERENCE and both:
+  for one, other in pairs:
+    if both := sorted(seeds.get(one, {}).keys() & seeds.get(other, {}).keys()):
       columns = []
       for name in names:
-        values = [seeds[_REFERENCE][seed][name] - runs[seed][name] for seed in both]
+        values = [seeds[one][seed][name] - seeds[other][seed][name] for seed in both]
         columns.append(told(values) + (f" ({detectable(values):.2g})" if len(values) > 1 else ""))
-      rows.append((other, *columns))
-  return (f"## {_REFERENCE} minus the others, seed by seed\n\nIn brackets the smallest true difference that so many "
-          "seeds would show four times out of five, at the spread that was seen.\n\n"
-          + markdown_table(("minus", *names), rows) + "\n")
+      rows.append((f"{one} − {other}", *columns))
+  return ("## Differences, seed by seed\n\nIn brackets the smallest true difference that so many seeds would show four "
+          "times out of five, at the spread that was seen.\n\n" + markdown_table(("", *names), rows) + "\n")
 
 
 def detectable(differences: Sequence[float]) -> float:

@@ -4,6 +4,7 @@
 """
 
 from experiments.small_study.study import Size
+from policylong.config import METHODS
 
 SIZE = Size("small", letters=400, speeches=8, leads=1500, length=4096, steps=30, batch=4, roots=120, rounds=3,
             prompts=24, documents=8)
@@ -12,4 +13,4 @@ prepare, get_config, measure = SIZE.prepare, SIZE.get_config, SIZE.measure
 
 
 def cells():
-  return SIZE.cells(("standard", "nextlong", "entropylong", "offline", "policylong", "from_control"))
+  return SIZE.cells((*METHODS, "offline", "no_negatives", "from_control"))
