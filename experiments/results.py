@@ -128,8 +128,13 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def told(values: Sequence[float]) -> str:
-  """The mean and half of its 95% interval, as tables say it; a dash for nothing."""
+  """The mean and half of its 95% interval, to the interval's second digit; a dash for nothing."""
   if not len(values):
     return "–"
   mean, half = interval(values)
-  return f"{mean:.4g}" + (f" ± {half:.2g}" if half == half else "")
+  if half != half:
+    return f"{mean:.4g}"
+  if half <= 1e-9 * abs(mean):  # the same number each time, but for rounding
+    return f"{mean:.4g} ± 0"
+  digits = max(0, 1 - math.floor(math.log10(half)))
+  return f"{mean:.{digits}f} ± {half:.{digits}f}"

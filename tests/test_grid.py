@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from experiments.cells import read_grid
-from experiments.results import interval, write_results
+from experiments.results import interval, told, write_results
 from policylong.config import METHODS
 from policylong.errors import UserError
 from tests.small_run import make_small_run
@@ -127,6 +127,14 @@ def test_the_interval_covers_the_true_mean_as_often_as_it_says():
   assert interval([7.0])[0] == 7.0 and math.isnan(interval([7.0])[1])
 
 
+@pytest.mark.parametrize("values, text", [
+  ([], "–"), ([0.123456], "0.1235"), ([0.4, 0.4, 0.1 + 0.3], "0.4 ± 0"), ([0.0, 0.0], "0 ± 0"),
+  ([1100.0, 1150.0, 1200.0], "1150 ± 124"),  # t(0.975, 2) = 4.302653: 50 * 4.302653 / sqrt(3) = 124.2
+  ([0.00001, -0.0002, 0.0003], "0.00004 ± 0.00062")])  # deviation 0.0002511
+def test_a_number_has_as_many_digits_as_its_interval_lets_it(values, text):
+  assert told(values) == text
+
+
 def test_the_table_has_means_with_intervals_over_seeds(tmp_path):
   path = write_grid(tmp_path, [("a", {}), ("b", {"method": "knn"})])
   path.write_text(path.read_text().replace("SEEDS = (0,)", "SEEDS = (0, 1, 2)"))
@@ -137,7 +145,7 @@ def test_the_table_has_means_with_intervals_over_seeds(tmp_path):
     (tmp_path / "outcomes" / f"{cell.folder}.json").write_text(json.dumps({"numbers": {"score": value}}))
   write_results(grid, tmp_path)
   table = (tmp_path / "table.md").read_text()
-  assert "| a | 3 of 3 | 2 ± 2.5 |" in table and "| b | 0 of 3 | – |" in table
+  assert "| a | 3 of 3 | 2.0 ± 2.5 |" in table and "| b | 0 of 3 | – |" in table
   rows = sorted(pq.read_table(tmp_path / "table.parquet").to_pylist(), key=lambda row: (row["cell"], row["seed"]))
   assert [row["seed"] for row in rows] == [0, 1, 2] * 2 and [row["score"] for row in rows] == [1, 2, 3] + [None] * 3
   assert [row["status"] for row in rows] == ["done"] * 3 + ["waiting"] * 3
