@@ -1,4 +1,4 @@
-"""The study whose results are committed; about two hours on 2 CPU cores. What is done of it is in results/small/.
+"""The study whose results are committed, in results/small/; two to two and a half hours on 2 CPU cores.
 
   python -m experiments.small_study --size=small
 """
