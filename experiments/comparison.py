@@ -3,7 +3,8 @@
   python -m experiments.grid --grid=experiments/comparison.py --workdir=runs/comparison
 
 PolicyLong has its tokens in three rounds, each screened by its own policy; EntropyLong screens as many roots once, with
-the base model; the others do not ask a model. Measured as in experiments/small_study, whose base model is needed.
+the base model; the others do not ask a model. Measured as in experiments/small_study, whose base model is needed and
+whose size "small" has the same runs.
 Hardware: 2 CPU cores, about four minutes a run.
 """
 

@@ -106,20 +106,22 @@ def shape_of(config, program: str):
   from policylong.model.shapes import model_shape
   if program == "embed":
     if config.retrieval.embedder != "qwen3":
-      raise UserError(f"--program is 'embed' and retrieval.embedder {config.retrieval.embedder!r}: only qwen3 is made "
-                      "for accelerators")
+      raise UserError(f"--program is 'embed' and retrieval.embedder {config.retrieval.embedder!r}: it is compiled for "
+                      "qwen3 only")
     return model_shape(config.retrieval.embedder_path, "retrieval.embedder_path")
   return model_shape(config.model.path).with_rope(theta=config.model.rope_theta, yarn_factor=config.model.yarn_factor)
 
 
 def lowered(config, model, mesh, program: str):
   """(lowered program, tokens a step, model FLOPs a step)."""
-  trace = _traced_training if program == "train" else _traced_forward
-  traced, tokens, model_flops = trace(config, model, mesh, program)
+  if program == "train":
+    traced, tokens, model_flops = _traced_training(config, model, mesh)
+  else:
+    traced, tokens, model_flops = _traced_forward(config, model, mesh, program)
   return traced.lower(lowering_platforms=("tpu",)), tokens, model_flops
 
 
-def _traced_training(config, model, mesh, _):
+def _traced_training(config, model, mesh):
   import jax
 
   from policylong.training import flops

@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
   builder.add_argument("--embedder-path", default="material/minilm", help="folder of its weights and tokenizer")
   builder.add_argument("--embedder-sha256", default="", help="wanted hash of its weights; empty: any")
   builder.add_argument("--max-tokens", type=int, default=256, help="longer texts are cut")
-  builder.add_argument("--batch", type=int, default=8, help="texts of --max-tokens embedded at once")
+  builder.add_argument("--batch", type=int, default=8, help="texts of --max-tokens that a device embeds at once")
   builder.add_argument("--instruction", default="", help="what a query asks for; qwen3 only")
   builder.add_argument("--index", choices=("scann", "exact"), default="scann", help="how it is searched")
   builder.add_argument("--leaves", type=int, help="ScaNN leaves; None: about sqrt(chunks) from 20,000 chunks on")

@@ -13,4 +13,4 @@ prepare, get_config, measure = SIZE.prepare, SIZE.get_config, SIZE.measure
 
 
 def cells():
-  return SIZE.cells((*METHODS, "offline", "no_negatives", "from_control", "margin"))
+  return SIZE.cells((*METHODS, "offline", "negatives=none", "epsilon_from_control=0.01", "control_margin=0.1"))

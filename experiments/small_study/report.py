@@ -16,7 +16,7 @@ from policylong.workdir import read_json, write_atomically
 
 _REFERENCE = "policylong"
 # Differences that are shown beside those of the reference and each other cell.
-_MORE_PAIRS = (("no_negatives", "entropylong"),)
+_MORE_PAIRS = (("negatives=none", "entropylong"),)
 # Per round: name in the outcomes -> what the table calls it.
 _ROUND = {
     "anchors_per_root": "anchors a root",

@@ -13,4 +13,4 @@ prepare, get_config, measure = SIZE.prepare, SIZE.get_config, SIZE.measure
 
 
 def cells():
-  return SIZE.cells((*METHODS, "offline", "from_control"))
+  return SIZE.cells((*METHODS, "offline", "epsilon_from_control=0.01"))

@@ -104,15 +104,15 @@ class Size:
     """The cells of these names, in their order.
 
     A method's name: that method; ProLong with attention that stays inside a document, as in its paper. "offline":
-    PolicyLong's sequences, all of them chosen by the base model. "no_negatives": PolicyLong with positives alone, which
-    is to EntropyLong what PolicyLong is to "offline". "from_control": epsilon is set each round such that 1% of random
-    contexts pass. "margin": a context must also beat the best random one at the same anchor by 0.1.
+    PolicyLong's sequences, all of them chosen by the base model. "negatives=none" and the others with a field in
+    their name, as in ablations.py: PolicyLong with that changed. Without negatives it is to EntropyLong what PolicyLong
+    is to "offline".
     """
-    control = {"screening.epsilon": None, "screening.epsilon_from_control": 0.01}
     cells = {method: {"method": method, **({} if method == "policylong" else self.once())} for method in METHODS}
     cells["prolong"]["training.document_masking"] = True
-    cells |= {"offline": self.once(), "no_negatives": {"screening.negatives": "none"}, "from_control": control,
-              "margin": {"screening.control_margin": 0.1}}
+    cells |= {"offline": self.once(), "negatives=none": {"screening.negatives": "none"},
+              "control_margin=0.1": {"screening.control_margin": 0.1},
+              "epsilon_from_control=0.01": {"screening.epsilon": None, "screening.epsilon_from_control": 0.01}}
     return ((name, cells[name]) for name in names)
 
   def measure(self, workdir: pathlib.Path) -> dict[str, float]:
