@@ -2,6 +2,7 @@
 
 from policylong import aot
 
+
 def main():
   aot.prepare_environment()
   from configs import qwen0_5b_128k
