@@ -7,11 +7,14 @@ BIN := .venv/bin
 demo: environment material
 	$(BIN)/python -m policylong.main --config=configs/demo.py --workdir=runs/demo
 
+# Two tests at a time, the tests of a file in order: most of them start processes that wait for one core.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: environment material ruler tpu-compiler lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: environment material ruler tpu-compiler lint
-	$(BIN)/python -m pytest -m ""
+	$(PYTEST) -m ""
 
 lint: environment
 	$(BIN)/ruff check .

@@ -43,7 +43,7 @@ setup(
     extras_require={
         "cuda": ["jax[cuda12]==0.12.0.1"],
         "evaluation": EVALUATION,
-        "test": ["pytest==9.2.0", "ruff==0.17.6", *EVALUATION],
+        "test": ["pytest==9.2.0", "pytest-xdist==3.8.0", "ruff==0.17.6", *EVALUATION],
         "tpu": ["jax[tpu]==0.12.0.1"],
     },
 )

@@ -55,8 +55,10 @@ def shrunk(config: ConfigDict) -> ConfigDict:
   config.retrieval.update({"embedder": "hashed", "embedder_path": "", "index": "exact"})
   # A small model gains less from a context, so epsilon comes from the control (see configs/demo.py).
   config.screening.update({
-      "roots_per_round": 6, "roots_per_shard": 2, "root_tokens": 128, "min_root_tokens": 64, "alpha": 1.0,
-      "max_anchors_per_root": 3, "top_k": 3, "control_chunks": 2, "max_chunk_tokens": 128, "tokens_per_batch": 512,
+      "roots_per_round": 4, "roots_per_shard": 1, "root_tokens": 128, "min_root_tokens": 64, "alpha": 1.0,
+      "max_anchors_per_root": 3, "top_k": 3, "control_chunks": 4, "max_chunk_tokens": 128,
+      # One program for all rows; the rows of a root fill two batches.
+      "bucket_multiple": 256, "tokens_per_batch": 256,
       "epsilon": None, "epsilon_from_control": 0.2, "negatives_per_positive": 4})
   config.synthesis.sequence_length = 512
   config.eval.update({"tasks": ("position_loss",), "lengths": (512,), "samples": 2})

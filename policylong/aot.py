@@ -25,6 +25,7 @@ import time
 from absl import flags
 
 from policylong import command_line
+from policylong.config import bucket
 from policylong.errors import UserError, run_command
 
 PROGRAMS = ("train", "score", "verify", "embed")
@@ -237,7 +238,6 @@ def estimate(text: str, config, model, chip, devices: int, tokens: int, program:
 
 def _longest_row(config, program: str) -> int:
   """The padded length of the longest rows that a program without training gets."""
-  from policylong.screening.scorer import bucket
   if program == "embed":
     return config.retrieval.embedder_max_tokens
   screening = config.screening

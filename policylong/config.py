@@ -146,10 +146,16 @@ class Screening:
         raise ConfigError("screening.control_margin needs a control, but screening.control_chunks is 0")
     _one_of("screening.negatives", self.negatives, ("positives", "rejected", "both", "none"))
     longest = self.max_chunk_tokens + self.root_tokens
-    if self.tokens_per_batch < longest + self.bucket_multiple:
+    if self.tokens_per_batch < (padded := bucket(longest, self.bucket_multiple)):
       raise ConfigError(
           f"screening.tokens_per_batch is {self.tokens_per_batch}, too small for one row of max_chunk_tokens + "
-          f"root_tokens + bucket_multiple = {longest + self.bucket_multiple} tokens")
+          f"root_tokens = {longest} tokens, padded to {padded}")
+
+
+def bucket(length: int, multiple: int) -> int:
+  """The length that a scoring row is padded to: multiples of `multiple`, at most eight lengths an octave."""
+  step = max(multiple, (1 << (length - 1).bit_length()) // 8)
+  return -(-length // step) * step
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,7 +36,7 @@ def test_the_demo_config_is_valid_and_survives_json(changes):
     ({"screening__top_k": True}, ["screening.top_k is True", "type int"]),
     ({"screening__negatives": "some"}, ["screening.negatives is 'some'", "positives, rejected, both, none"]),
     ({"screening__skip_tokens": 500}, ["skip_tokens is 500", "min_root_tokens = 96"]),
-    ({"screening__tokens_per_batch": 600}, ["tokens_per_batch is 600", "640"]),
+    ({"screening__tokens_per_batch": 500}, ["tokens_per_batch is 500", "root_tokens = 512", "to 512"]),
     ({"synthesis__sequence_length": 192}, ["sequence_length is 192", "root_tokens = 192"]),
     ({"mesh__context": 3}, ["sequence_length is 4096", "mesh.context = 3"]),
     ({"mesh__data": 4}, ["batch_size / accumulation is 2", "mesh.data * mesh.fsdp = 8"]),

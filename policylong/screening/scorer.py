@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from policylong.config import bucket
 from policylong.likelihood.api import token_likelihood
 from policylong.likelihood.greedy import greedy_likelihood
 from policylong.mesh import AXES, local_copy, local_mesh, on_each_device
@@ -30,12 +31,6 @@ class Row:
   tokens: np.ndarray
   positions: np.ndarray
   bucket: int
-
-
-def bucket(length: int, multiple: int) -> int:
-  """The padded length of a row: a multiple of `multiple`, at most eight an octave, so a handful over a stage."""
-  step = max(multiple, (1 << (length - 1).bit_length()) // 8)
-  return -(-length // step) * step
 
 
 @functools.cache  # every round has new weights and the same programs
@@ -196,8 +191,8 @@ class Scorer:
     by_bucket: dict[int, list[int]] = {}
     for i, row in enumerate(rows):
       by_bucket.setdefault(row.bucket, []).append(i)
-    for bucket in sorted(by_bucket, reverse=True):
-      count = self.mesh.size * max(1, self._tokens_per_batch // bucket)
-      members = by_bucket[bucket]
+    for length in sorted(by_bucket, reverse=True):
+      count = self.mesh.size * max(1, self._tokens_per_batch // length)
+      members = by_bucket[length]
       for start in range(0, len(members), count):
-        yield members[start:start + count], bucket, count
+        yield members[start:start + count], length, count
