@@ -59,11 +59,13 @@ def test_every_program_is_lowered_for_a_tpu_with_its_flops():
   done = run("tests.lowered_for_tpus")
   assert done.returncode == 0, done.stderr[-2000:]
   found = {name: list(map(int, counts)) for name, *counts in map(str.split, done.stdout.splitlines())}
-  assert list(found) == ["train", "score", "verify", "embed"]
-  tokens, model_flops = found["train"]
-  assert tokens == 32 * 131_072
-  # 494,032,768 weights as published; attention of 24 layers and 896 columns over 131,072 tokens
-  assert model_flops == pytest.approx(tokens * 6 * (494_032_768 + 24 * 131_072 * 896), rel=1e-3)
+  assert list(found) == ["train", "score", "verify", "embed", "train_packed", "train_weighed"]
+  # Tokens and targets; with the documents and the places in them; with the weights.
+  for name, arrays in (("train", 2), ("train_packed", 4), ("train_weighed", 3)):
+    tokens, model_flops, found_arrays = found[name]
+    assert tokens == 32 * 131_072 and found_arrays == arrays
+    # 494,032,768 weights as published; attention of 24 layers and 896 columns over 131,072 tokens
+    assert model_flops == pytest.approx(tokens * 6 * (494_032_768 + 24 * 131_072 * 896), rel=1e-3)
 
 
 @pytest.mark.slow
