@@ -1,6 +1,7 @@
-"""Lowers every program of the 0.5B config for eight chips, up to the compiler; prints tokens, model FLOPs, and the arrays of a batch.
+"""Lowers every program of the 0.5B config for eight chips, up to the compiler.
 
-The train step also as it is of packed documents, and of weighed ones.
+The train step also as it is of packed documents, and of weighed ones. Prints tokens, model FLOPs and the arrays of a
+batch.
 """
 
 from policylong import aot

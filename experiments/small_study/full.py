@@ -1,4 +1,4 @@
-"""The study with every method, longer training and four seeds; nine hours on 2 CPU cores by the small study's times, not run.
+"""The study with every method, longer training and four seeds: an estimated nine hours on 2 CPU cores, not run.
 
   python -m experiments.small_study --size=full
 """
