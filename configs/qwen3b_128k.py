@@ -178,8 +178,9 @@ def paper() -> ConfigDict:
           # Hard negatives: positives (similar to the verified positives, P), rejected (refused candidates),
           # both, or none.
           "negatives": "positives",
-          # Negatives ranked for each positive; a sequence takes as many as it has room for.
-          "negatives_per_positive": 64,
+          # Negatives ranked for each positive at most; a sequence takes as many as it has room for, and a root of few
+          # positives needs many of each.
+          "negatives_per_positive": 256,
           # A chunk is cut to so many tokens.
           "max_chunk_tokens": 768,
           # Scoring rows are padded to multiples of it.

@@ -148,6 +148,11 @@ def anyone(value: bool) -> bool:
   return any(part[0] for part in all_gather(np.array([value])))
 
 
+def largest(value: int) -> int:
+  """The largest `value` of all processes."""
+  return max(int(part[0]) for part in all_gather(np.array([value])))
+
+
 def _check(coordinator_address, num_processes, process_id, simulated_devices) -> None:
   flags = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
   missing = [f"--{name}" for name, value in flags.items() if value is None]

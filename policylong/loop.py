@@ -173,7 +173,7 @@ class _Loop:
       if hosts.is_first():
         tables.write(round_.table("offpolicy"), table)
     Screener(self.screening, config.seed, config.corpus.root_sources, self.corpus, self.tokenizer, self.retriever,
-             self.chunk_tokens, scorer, step).screen(round_)
+             self.chunk_tokens, scorer, step, config.synthesis.sequence_length).screen(round_)
 
   def recheck(self, previous: Round, scorer: Scorer):
     """The previous round's accepted dependencies under the current policy."""

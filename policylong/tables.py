@@ -7,12 +7,14 @@ ends with the same files.
 import dataclasses
 import io
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
+from policylong import hosts
 from policylong.errors import UserError
 from policylong.workdir import write_atomically
 
@@ -21,10 +23,15 @@ _TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_
 
 def from_records(kind: type, records: Sequence) -> pa.Table:
   """A table with the fields of dataclass `kind` as columns; fields are str, int, float or bool."""
+  return from_columns(kind, {field.name: [getattr(record, field.name) for record in records]
+                             for field in dataclasses.fields(kind)})
+
+
+def from_columns(kind: type, columns: Mapping[str, Sequence | np.ndarray | pa.Array]) -> pa.Table:
+  """The same of all records' values, field by field: for millions of records, which need not be objects."""
   hints = typing.get_type_hints(kind)
   schema = pa.schema([(field.name, _TYPES[hints[field.name]]) for field in dataclasses.fields(kind)])
-  columns = [[getattr(record, name) for record in records] for name in schema.names]
-  return pa.table(columns, schema=schema)
+  return pa.table({name: columns[name] for name in schema.names}, schema=schema)
 
 
 def to_records(kind: type, table: pa.Table) -> list:
@@ -41,9 +48,18 @@ def to_bytes(table: pa.Table) -> bytes:
   return buffer.getvalue()
 
 
-def from_bytes(data: bytes) -> pa.Table:
-  """The table that `to_bytes` was given; raises what pyarrow raises."""
-  return pq.read_table(io.BytesIO(data))
+def from_bytes(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+  """The table that `to_bytes` was given, or some columns of it; raises what pyarrow raises."""
+  return pq.read_table(io.BytesIO(data), columns=columns)
+
+
+def of_all_processes(table: pa.Table) -> pa.Table:
+  """The rows of all processes, in the order of their numbers; collective."""
+  if hosts.count() == 1:
+    return table
+  parts = hosts.all_gather(np.frombuffer(to_bytes(table), np.uint8))
+  # In one piece, as a single process would have made it: how a file lies depends on the pieces.
+  return pa.concat_tables([from_bytes(part.tobytes()) for part in parts]).combine_chunks()
 
 
 def write(path: epath.Path, table: pa.Table) -> None:
@@ -51,14 +67,14 @@ def write(path: epath.Path, table: pa.Table) -> None:
   write_atomically(path, to_bytes(table))
 
 
-def read(path: epath.Path) -> pa.Table:
-  """Reads a Parquet file of this package.
+def read(path: epath.Path, columns: Sequence[str] | None = None) -> pa.Table:
+  """Reads a Parquet file of this package, or some columns of it.
 
   Raises:
     UserError: the file is missing or damaged.
   """
   try:
-    return from_bytes(epath.Path(path).read_bytes())
+    return from_bytes(epath.Path(path).read_bytes(), columns)
   except (FileNotFoundError, pa.ArrowInvalid, OSError) as error:
     raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): put a whole copy in its "
                     "place, or begin again in another --workdir") from error

@@ -44,10 +44,16 @@ def counted(round_: RoundData) -> dict:
 
 
 def acceptance(round_: RoundData) -> dict[str, dict]:
-  """{"own" | "other" | "retrieved" | "control": {"pairs", "accepted", "rate"}} from the verdicts; {} if absent."""
+  """{"own" | "other" | "retrieved" | "control": {"pairs", "accepted", "rate"}} from the verdicts; {} if absent.
+
+  Every anchor of a root is verified with every chunk retrieved for it, but of a large round the table is without what
+  an anchor rejected of other anchors' chunks: so these pairs are counted by root.
+  """
   groups = {name: (len(pairs["accepted"]), int(pairs["accepted"].sum())) for name, pairs in round_.pairs.items()}
   if not groups:
     return {}
+  if (verified := round_.verified_pairs) is not None:
+    groups["other"] = verified - groups["own"][0], groups["other"][1]
   groups["retrieved"] = tuple(a + b for a, b in zip(groups["own"], groups["other"]))
   return {name: {"pairs": pairs, "accepted": accepted, "rate": accepted / pairs if pairs else None}
           for name, (pairs, accepted) in groups.items()}

@@ -83,6 +83,21 @@ class RoundData:
     return {group: {name: columns[name][mask] for name in names[2:]}
             for group, mask in (("own", own), ("other", ~control & ~own), ("control", control))}
 
+  @functools.cached_property
+  def verified_pairs(self) -> int | None:
+    """Pairs of an anchor and a chunk retrieved for its root; None where a table cannot be read."""
+    def chunks_of_roots(file):
+      table = file.read(["doc_id", "chunk_id", "kind"])
+      found = table.filter(pc.equal(table["kind"], "retrieved")).group_by("doc_id").aggregate([
+          ("chunk_id", "count_distinct")])
+      return dict(zip(found["doc_id"].to_pylist(), found["chunk_id_count_distinct"].to_pylist()))
+
+    anchors = self.columns("anchors", ("doc_id",))
+    chunks = _use(self.folder.table("verdicts"), ("doc_id", "chunk_id", "kind"), self.notes, chunks_of_roots)
+    if anchors is None or chunks is None:
+      return None
+    return sum(chunks.get(doc_id, 0) for doc_id in anchors["doc_id"])
+
 
 @dataclasses.dataclass
 class Evaluation:

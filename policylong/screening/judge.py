@@ -57,8 +57,17 @@ def positives(verdicts: pa.Table) -> list[Positive]:
   return sorted(best.values(), key=lambda p: (order[p.doc_id], -p.gain, p.chunk_id))
 
 
+def own_or_accepted(verdicts: pa.Table) -> pa.Table:
+  """Without what an anchor rejected of the chunks that other anchors of its root retrieved."""
+  others = pc.and_(pc.equal(verdicts["kind"], "retrieved"), pc.less(verdicts["rank"], 0))
+  return verdicts.filter(pc.or_(verdicts["accepted"], pc.invert(others)))
+
+
 def rejected(verdicts: pa.Table) -> list[tuple[str, str]]:
-  """(doc id, chunk id) of retrieved chunks that no anchor accepted, lowest best gain first."""
+  """(doc id, chunk id) of retrieved chunks that no anchor accepted, lowest best gain first.
+
+  Where a table is without what was rejected of other anchors' chunks, the best gain is that at the chunk's own ones.
+  """
   retrieved = verdicts.filter(pc.equal(verdicts["kind"], "retrieved"))
   best = retrieved.group_by(["doc_id", "chunk_id"]).aggregate([("gain", "max"), ("accepted", "max")]).to_pydict()
   rows = [(gain, doc_id, chunk_id) for doc_id, chunk_id, gain, taken in zip(

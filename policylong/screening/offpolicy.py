@@ -49,18 +49,19 @@ def recheck(previous: Round, epsilon: float, scorer: Scorer, chunk_tokens: Chunk
   """
   roots, _ = read_roots(tables.read(previous.table("roots")))
   root_of = {root.doc_id: root for root in roots}
-  verdicts = tables.read(previous.table("verdicts"))
-  taken = verdicts.filter(pc.and_(verdicts["accepted"], pc.equal(verdicts["kind"], "retrieved"))).to_pylist()
+  verdicts = tables.read(previous.table("verdicts"), ["doc_id", "position", "chunk_id", "kind", "gain", "accepted"])
+  taken = verdicts.filter(pc.and_(verdicts["accepted"], pc.equal(verdicts["kind"], "retrieved")))
+  # Whole roots to a process: the pairs of a root share the row of the root alone.
+  documents = pc.unique(taken["doc_id"])
+  mine = hosts.share(len(documents))
+  taken = taken.filter(pc.is_in(taken["doc_id"], documents.slice(mine.start, len(mine))))
   # All accepted anchors of a root are read in each of its rows: pairs of one root share one set of positions.
   positions: dict[str, set[int]] = {}
   then: dict[tuple[str, str], dict[int, float]] = {}
-  for row in taken:
-    positions.setdefault(row["doc_id"], set()).add(row["position"])
-    then.setdefault((row["doc_id"], row["chunk_id"]), {})[row["position"]] = row["gain"]
-  # Whole roots to a process: the pairs of a root share the row of the root alone.
-  documents = list(positions)
-  mine = {documents[i] for i in hosts.share(len(documents))}
-  then = {key: gains for key, gains in then.items() if key[0] in mine}
+  for doc_id, position, chunk_id, gain in zip(*(taken[name].to_pylist() for name in (
+      "doc_id", "position", "chunk_id", "gain"))):
+    positions.setdefault(doc_id, set()).add(position)
+    then.setdefault((doc_id, chunk_id), {})[position] = gain
   pairs = [Pair(doc_id, root_of[doc_id].tokens, np.asarray(sorted(positions[doc_id]), np.int32),
                 chunk_tokens(chunk_id)) for doc_id, chunk_id in then]
   with tqdm(desc=f"round {previous.index} re-verified", total=planned_tokens(pairs), unit="tok", unit_scale=True,
@@ -72,13 +73,4 @@ def recheck(previous: Round, epsilon: float, scorer: Scorer, chunk_tokens: Chunk
       if t in gains:
         now = (h0 - h1) / h0
         result.append(Recheck(doc_id, t, chunk_id, gains[t], now, h0, h1, now <= epsilon, policy_step))
-  return _of_all(tables.from_records(Recheck, result))
-
-
-def _of_all(table: pa.Table) -> pa.Table:
-  """The rows of all processes in the order of their numbers, which is that of the roots."""
-  if hosts.count() == 1:
-    return table
-  parts = hosts.all_gather(np.frombuffer(tables.to_bytes(table), np.uint8))
-  # In one piece, as a single process would have made it: how a file lies depends on the pieces.
-  return pa.concat_tables([tables.from_bytes(part.tobytes()) for part in parts]).combine_chunks()
+  return tables.of_all_processes(tables.from_records(Recheck, result))  # in the order of the roots

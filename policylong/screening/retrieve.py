@@ -1,6 +1,8 @@
 """The host's half of screening: queries, candidates, the random control, hard negatives."""
 
-from collections.abc import Callable, Sequence
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -13,6 +15,11 @@ from policylong.retrieval.embedders import Embedder
 from policylong.retrieval.index import VectorIndex
 from policylong.screening.anchors import find_anchors, ngrams, query_span
 from policylong.screening.texts import ChunkTokens
+
+# Negatives ranked for each that the sequence has room for: the neighbours of a root's positives are partly the same.
+_SPARE = 4
+# Positives whose neighbours are searched at a time.
+_BLOCK = 4096
 
 
 class Retriever:
@@ -71,26 +78,35 @@ class Retriever:
     return anchors, candidates
 
   def negatives(self, roots: Sequence[Root], positives: Sequence[Positive],
-                rejected: Sequence[tuple[str, str]]) -> list[Negative]:
+                rejected: Sequence[tuple[str, str]], length: int) -> list[Negative]:
     """Hard negatives of each root, by the configured rule.
 
     Args:
       roots: all that have positives.
-      positives: their positives, any order.
+      positives: their positives, those of a root together.
       rejected: (doc id, chunk id) of the roots' refused candidates, lowest gain first.
+      length: tokens of the sequence that a root's contexts are to fill. A root whose positives nearly fill it gets
+        few negatives for each, another one up to `negatives_per_positive`.
 
     Returns:
-      Ranked negatives of each positive. "positives": chunks most similar to a positive's own text, which is
-      the paper's rule; nothing checks that they are unhelpful. "rejected": the refused candidates with the
+      Ranked negatives of each positive, root by root. "positives": chunks most similar to a positive's own text, which
+      is the paper's rule; nothing checks that they are unhelpful. "rejected": the refused candidates with the
       lowest gain, dealt out to the positives in turn. "both": the first rule's, then the second's.
     """
-    rule, most = self._config.negatives, self._config.negatives_per_positive
-    result: list[Negative] = []
-    if rule in ("positives", "both") and most:
-      result += self._similar(roots, positives, most)
+    rule, of_root = self._config.negatives, _by_document(positives)
+    wanted = {root.doc_id: self._wanted(root, of_root[root.doc_id], length) for root in roots}
+    result: dict[str, list[Negative]] = {doc_id: [] for doc_id in of_root}
+    if rule in ("positives", "both"):
+      for negative in self._similar(positives, wanted):
+        result[negative.doc_id].append(negative)
     if rule in ("rejected", "both"):
-      result += _deal(positives, rejected, most, first_rank=most if rule == "both" else 0)
-    return result
+      refused: dict[str, list[str]] = {}
+      for doc_id, chunk_id in rejected:
+        refused.setdefault(doc_id, []).append(chunk_id)
+      for doc_id, own in of_root.items():
+        result[doc_id] += _deal(own, refused.get(doc_id, []), wanted[doc_id],
+                                first_rank=wanted[doc_id] if rule == "both" else 0)
+    return list(itertools.chain.from_iterable(result.values()))
 
   def filler(self, round_index: int) -> Callable[[str, int], list[str]]:
     """A source of random chunks of other documents: (root's doc id, n) -> n chunk ids, always the same."""
@@ -115,18 +131,35 @@ class Retriever:
       control.append(Candidate(root.doc_id, -1, chunk_id, "control", -1, float("nan")))
     return control
 
-  def _similar(self, roots, positives, most) -> list[Negative]:
-    documents = {root.doc_id: self._corpus.document_index(root.doc_id) for root in roots}
-    own = {}
-    for positive in positives:
-      own.setdefault(positive.doc_id, set()).add(positive.chunk_id)
-    texts = [self._corpus.chunk_text(self._corpus.chunk_row(positive.chunk_id)) for positive in positives]
-    hits, _ = self._search(
-        self._embedder.embed_documents(texts) if texts else np.zeros((0, 1)), most,
-        {"same_document": lambda q, row: self._corpus.chunk_document[row] == documents[positives[q].doc_id],
-         "positive": lambda q, row: self._corpus.chunk(row).id in own[positives[q].doc_id]})
+  def _wanted(self, root: Root, positives: Sequence[Positive], length: int) -> int:
+    """Negatives to rank for each positive of a root: several times what its sequence has room for."""
+    sizes = [max(1, len(self._chunk_tokens(positive.chunk_id))) for positive in positives]
+    room = length - len(root.tokens) - sum(sizes)
+    # Room in chunks of the positives' mean size, over the positives.
+    each = math.ceil(_SPARE * max(0, room) / sum(sizes))
+    return min(self._config.negatives_per_positive, each)
+
+  def _similar(self, positives: Sequence[Positive], wanted: Mapping[str, int]) -> list[Negative]:
+    """The chunks most similar to each positive, so many as wanted for its root; in the order of the positives."""
+    own = {doc_id: {positive.chunk_id for positive in of_root} for doc_id, of_root in _by_document(positives).items()}
+    # Those that want most first, so that queries of a block want about the same.
+    order = sorted(range(len(positives)), key=lambda i: -wanted[positives[i].doc_id])
+    hits: list[list[tuple[int, float]]] = [[] for _ in positives]
+    while most := hosts.largest(wanted[positives[order[0]].doc_id] if order else 0):
+      block, order = order[:_BLOCK], order[_BLOCK:]
+      for i, found in zip(block, self._neighbours([positives[i] for i in block], own, most)):
+        hits[i] = found[:wanted[positives[i].doc_id]]
     return [Negative(positive.doc_id, self._corpus.chunk(row).id, positive.chunk_id, score, rank)
             for positive, found in zip(positives, hits) for rank, (row, score) in enumerate(found)]
+
+  def _neighbours(self, positives: Sequence[Positive], own: Mapping[str, set[str]], k: int):
+    """[(row, score)] of the k chunks nearest to each positive, those of its root's document and `own` passed over."""
+    texts = [self._corpus.chunk_text(self._corpus.chunk_row(positive.chunk_id)) for positive in positives]
+    documents = [self._corpus.document_index(positive.doc_id) for positive in positives]
+    return self._search(
+        self._embedder.embed_documents(texts) if texts else np.zeros((0, 1)), k,
+        {"same_document": lambda q, row: self._corpus.chunk_document[row] == documents[q],
+         "positive": lambda q, row: self._corpus.chunk(row).id in own[positives[q].doc_id]})[0]
 
   def _search(self, queries: np.ndarray, k: int, reasons: dict[str, Callable[[int, int], bool]]):
     """The k nearest rows of each query for which no reason to pass over holds.
@@ -173,13 +206,15 @@ class _NearCopies:
     return not self._banned[number].isdisjoint(self._ngrams[row])
 
 
-def _deal(positives, rejected, most, first_rank) -> list[Negative]:
-  refused: dict[str, list[str]] = {}
-  for doc_id, chunk_id in rejected:
-    refused.setdefault(doc_id, []).append(chunk_id)
-  by_root: dict[str, list[Positive]] = {}
+def _by_document(positives: Sequence[Positive]) -> dict[str, list[Positive]]:
+  of_document: dict[str, list[Positive]] = {}
   for positive in positives:
-    by_root.setdefault(positive.doc_id, []).append(positive)
-  return [Negative(doc_id, chunk_id, own[i % len(own)].chunk_id, float("nan"), first_rank + i // len(own))
-          for doc_id, own in by_root.items()
-          for i, chunk_id in enumerate(refused.get(doc_id, [])[:most * len(own)])]
+    of_document.setdefault(positive.doc_id, []).append(positive)
+  return of_document
+
+
+def _deal(positives: Sequence[Positive], refused: Sequence[str], most: int, first_rank: int) -> list[Negative]:
+  """A root's refused candidates, dealt out to its positives in turn, `most` to each."""
+  return [Negative(positives[0].doc_id, chunk_id, positives[i % len(positives)].chunk_id, float("nan"),
+                   first_rank + i // len(positives))
+          for i, chunk_id in enumerate(refused[:most * len(positives)])]

@@ -9,6 +9,7 @@ the index together; the threshold and the tables are the first one's.
 """
 
 import dataclasses
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -32,6 +33,10 @@ from policylong.screening.texts import ChunkTokens
 from policylong.screening.verify import Pair, planned_tokens, verify
 from policylong.workdir import Round
 
+# A round with more verdicts keeps of what other anchors retrieved only the accepted ones: with 35 anchors a root and 32
+# candidates each, 25,000 roots have a billion, of which one in 35 is of an anchor's own candidate.
+MOST_VERDICTS = 20_000_000
+
 _ROOTS_SCHEMA = pa.schema([
     ("doc_id", pa.string()), ("source", pa.string()), ("start", pa.int64()), ("end", pa.int64()),
     ("tokens", pa.list_(pa.int32())), ("pieces", pa.list_(pa.string())), ("entropy", pa.list_(pa.float32())),
@@ -40,7 +45,11 @@ _ROOTS_SCHEMA = pa.schema([
 
 @dataclasses.dataclass(frozen=True)
 class Screener:
-  """What a round of screening needs. `policy_step` is the training step of the weights in `scorer`."""
+  """What a round of screening needs.
+
+  `policy_step` is the training step of the weights in `scorer`; `sequence_length` the tokens of the sequences that
+  negatives are to fill.
+  """
   config: config_lib.Screening
   seed: int
   root_sources: tuple[str, ...]
@@ -50,6 +59,7 @@ class Screener:
   chunk_tokens: ChunkTokens
   scorer: Scorer
   policy_step: int
+  sequence_length: int
 
   def screen(self, round_: Round) -> None:
     """Writes the round's roots, anchors, verdicts, positives and negatives; finished ones stay.
@@ -156,39 +166,53 @@ class Screener:
                         f"{self.config.min_root_tokens} tokens: lower it or take longer documents")
       raise UserError(f"round {round_.index}: none of the {roots} roots has an "
                       f"anchor at screening.alpha = {self.config.alpha}: lower alpha or screen more roots")
-    scores = pa.concat_tables([tables.read(round_.shard("verify", i)) for i in range(shards)])
-    control = scores.filter(pc.equal(scores["kind"], "control"))["gain"].to_numpy()
+    control, rows = self._control_gains(round_, shards)
     if not len(control) and (self.config.epsilon is None or self.config.control_margin is not None):
       field = "epsilon_from_control" if self.config.epsilon is None else "control_margin"
       raise UserError(f"round {round_.index}: no random chunk was left to verify beside the candidates, and screening."
                       f"{field} needs some: use a larger corpus or a smaller screening.top_k")
     epsilon, _ = judge.threshold(self.config, control)
-    accepted = pa.array(judge.accepted(scores, epsilon, self.config.control_margin))
-    verdicts = scores.set_column(scores.schema.get_field_index("accepted"), "accepted", accepted)
-    positives = judge.positives(verdicts)
+    kept, positives, best = [], [], -math.inf
+    for i in range(shards):  # a root is in one shard whole
+      scores = tables.read(round_.shard("verify", i))
+      accepted = pa.array(judge.accepted(scores, epsilon, self.config.control_margin))
+      verdicts = scores.set_column(scores.schema.get_field_index("accepted"), "accepted", accepted)
+      positives += judge.positives(verdicts)
+      kept.append(verdicts if rows <= MOST_VERDICTS else judge.own_or_accepted(verdicts))
+      gains = scores.filter(pc.equal(scores["kind"], "retrieved"))["gain"].to_numpy()
+      best = max(best, np.max(gains, initial=-math.inf))
     if not positives:
-      retrieved = scores.filter(pc.equal(scores["kind"], "retrieved"))
-      best = pc.max(retrieved["gain"]).as_py()
       raise UserError(
-          f"round {round_.index}: of {retrieved.num_rows} verified (anchor, chunk) pairs none passes: the best gain is "
-          f"{'none' if best is None else format(best, '.3f')}, wanted above epsilon = {epsilon:.3f}; "
+          f"round {round_.index}: of {rows - len(control)} verified (anchor, chunk) pairs none passes: the best gain "
+          f"is {'none' if best == -math.inf else format(best, '.3f')}, wanted above epsilon = {epsilon:.3f}; "
           f"{'raise screening.epsilon_from_control' if self.config.epsilon is None else 'lower screening.epsilon'}, "
           "screen more roots or use a larger corpus")
     tables.write(round_.table("positives"), tables.from_records(Positive, positives))
-    tables.write(round_.table("verdicts"), verdicts)
+    tables.write(round_.table("verdicts"), pa.concat_tables(kept))
+
+  def _control_gains(self, round_: Round, shards: int) -> tuple[np.ndarray, int]:
+    """The gains of all random chunks, f64[n], and the number of all verdicts."""
+    control, rows = [np.zeros(0)], 0
+    for i in range(shards):
+      scores = tables.read(round_.shard("verify", i), ["kind", "gain"])
+      control.append(scores.filter(pc.equal(scores["kind"], "control"))["gain"].to_numpy())
+      rows += scores.num_rows
+    return np.concatenate(control), rows
 
   def _negatives(self, round_: Round) -> None:
-    if not hosts.is_first():
-      self.retriever.negatives([], [], [])  # the first one searches, and this one has rows
-      return
-    verdicts = tables.read(round_.table("verdicts"))
+    """Hard negatives; each process ranks those of its share of the roots."""
     positives = tables.to_records(Positive, tables.read(round_.table("positives")))
+    rejected = judge.rejected(tables.read(round_.table("verdicts"))) if self.config.negatives in (
+        "rejected", "both") else []
+    documents = list(dict.fromkeys(positive.doc_id for positive in positives))
+    mine = {documents[i] for i in hosts.share(len(documents))}
     roots, _ = read_roots(tables.read(round_.table("roots")))
-    rejected = judge.rejected(verdicts) if self.config.negatives in ("rejected", "both") else []
-    with_positives = {positive.doc_id for positive in positives}
-    negatives = self.retriever.negatives([root for root in roots if root.doc_id in with_positives], positives,
-                                         rejected)
-    tables.write(round_.table("negatives"), tables.from_records(Negative, negatives))
+    negatives = self.retriever.negatives(
+        [root for root in roots if root.doc_id in mine], [p for p in positives if p.doc_id in mine],
+        [pair for pair in rejected if pair[0] in mine], self.sequence_length)
+    table = tables.of_all_processes(tables.from_records(Negative, negatives))
+    if hosts.is_first():
+      tables.write(round_.table("negatives"), table)
 
 
 class _AtOnce(Executor):
@@ -230,14 +254,26 @@ def _pairs(roots, anchors, candidates, chunk_tokens):
 
 def _score_table(pairs, proposals, scores, policy_step: int) -> pa.Table:
   """The verdicts of a shard before the threshold is known: `accepted` is false throughout."""
-  verdicts = []
-  for pair, ((doc_id, chunk_id), own), (before, after) in zip(pairs, proposals, scores):
-    kind = "retrieved" if own else "control"
-    for t, h0, h1 in zip(pair.positions.tolist(), before.tolist(), after.tolist()):
-      mine = own.get(t)
-      verdicts.append(Verdict(doc_id, t, chunk_id, kind, mine.rank if mine else -1,
-                              mine.similarity if mine else float("nan"), h0, h1, (h0 - h1) / h0, False, policy_step))
-  return tables.from_records(Verdict, verdicts)
+  if not pairs:
+    return tables.from_records(Verdict, [])
+  counts = [len(pair.positions) for pair in pairs]
+  starts, rows = np.cumsum([0, *counts]), sum(counts)
+  before, after = (np.concatenate(entropies).astype(np.float64) for entropies in zip(*scores))
+  rank, similarity = np.full(rows, -1), np.full(rows, np.nan)
+  for start, pair, (_, own) in zip(starts, pairs, proposals):
+    for position, candidate in own.items():
+      row = start + np.searchsorted(pair.positions, position)
+      rank[row], similarity[row] = candidate.rank, candidate.similarity
+
+  def repeated(values):
+    return pa.array(values).take(pa.array(np.repeat(np.arange(len(values)), counts)))
+  return tables.from_columns(Verdict, {
+      "doc_id": repeated([doc_id for (doc_id, _), _ in proposals]),
+      "position": np.concatenate([pair.positions for pair in pairs]),
+      "chunk_id": repeated([chunk_id for (_, chunk_id), _ in proposals]),
+      "kind": repeated(["retrieved" if own else "control" for _, own in proposals]),
+      "rank": rank, "similarity": similarity, "entropy_before": before, "entropy_after": after,
+      "gain": (before - after) / before, "accepted": np.zeros(rows, bool), "policy_step": np.full(rows, policy_step)})
 
 
 def _collect(round_: Round, stage: str, name: str, shards: int) -> pa.Table:

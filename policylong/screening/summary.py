@@ -18,17 +18,19 @@ def summarise(config: config_lib.Screening, round_: Round, previous: Round | Non
   """
   roots = tables.read(round_.table("roots"))
   anchors = tables.read(round_.table("anchors"))
-  verdicts = tables.read(round_.table("verdicts"))
+  verdicts = tables.read(round_.table("verdicts"), ["doc_id", "chunk_id", "kind", "rank", "gain", "accepted"])
   positives = tables.read(round_.table("positives"))
   entropy = roots["entropy"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
   entropy = entropy[~np.isnan(entropy)].astype(np.float64)
-  kinds = verdicts["kind"].to_numpy(zero_copy_only=False)
+  retrieved = pc.equal(verdicts["kind"], "retrieved").to_numpy()
   ranks, gains = verdicts["rank"].to_numpy(), verdicts["gain"].to_numpy()
-  accepted = verdicts["accepted"].to_numpy(zero_copy_only=False)
-  retrieved = kinds == "retrieved"
+  accepted = verdicts["accepted"].to_numpy()
   epsilon, source = judge.threshold(config, gains[~retrieved])
-  groups = {"own": retrieved & (ranks >= 0), "other": retrieved & (ranks < 0), "retrieved": retrieved,
-            "control": ~retrieved}
+  own = retrieved & (ranks >= 0)
+  pairs = {"own": int(own.sum()), "retrieved": _verified(anchors, verdicts.filter(pa.array(retrieved))),
+           "control": int((~retrieved).sum())}
+  pairs["other"] = pairs["retrieved"] - pairs["own"]
+  groups = {"own": own, "other": retrieved & ~own, "retrieved": retrieved, "control": ~retrieved}
   taken = gains[retrieved & accepted]
   return {
       "round": round_.index,
@@ -43,7 +45,7 @@ def summarise(config: config_lib.Screening, round_: Round, previous: Round | Non
       "anchors_per_root": anchors.num_rows / roots.num_rows,
       "epsilon": epsilon,
       "epsilon_source": source,
-      "acceptance": {name: _rate(accepted[members]) for name, members in groups.items()},
+      "acceptance": {name: _rate(int(accepted[members].sum()), pairs[name]) for name, members in groups.items()},
       "excluded": {name: int(pc.sum(anchors[name]).as_py()) for name in ("same_document", "near_copy")},
       "positives": positives.num_rows,
       "negatives": tables.read(round_.table("negatives")).num_rows,
@@ -59,9 +61,15 @@ def offpolicy_gap(rechecks: pa.Table) -> dict:
   return {"verified": rechecks.num_rows, "rejected": rejected, "share": rejected / max(1, rechecks.num_rows)}
 
 
-def _rate(accepted: np.ndarray) -> dict:
-  count = int(accepted.sum())
-  return {"pairs": len(accepted), "accepted": count, "rate": count / max(1, len(accepted))}
+def _verified(anchors: pa.Table, retrieved: pa.Table) -> int:
+  """How many pairs of an anchor and a chunk retrieved for its root were verified, also where not all were kept."""
+  of_root = anchors.group_by("doc_id").aggregate([([], "count_all")]).join(
+      retrieved.group_by("doc_id").aggregate([("chunk_id", "count_distinct")]), "doc_id", join_type="inner")
+  return pc.sum(pc.multiply(of_root["count_all"], of_root["chunk_id_count_distinct"])).as_py() or 0
+
+
+def _rate(accepted: int, pairs: int) -> dict:
+  return {"pairs": pairs, "accepted": accepted, "rate": accepted / max(1, pairs)}
 
 
 def _overlap(now: pa.Table, before: pa.Table) -> dict:

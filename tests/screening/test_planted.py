@@ -88,7 +88,7 @@ def screened(material, tmp_path_factory):
                   tokens_per_batch=screening.tokens_per_batch, bucket_multiple=screening.bucket_multiple)
   round_ = Workdir(folder / "run").round(1)
   Screener(screening, 0, ("roots",), corpus, tokenizer, Retriever(screening, 0, corpus, embedder, index, chunk_tokens),
-           chunk_tokens, scorer, 0).screen(round_)
+           chunk_tokens, scorer, 0, 1024).screen(round_)
   def named(table):
     rows = tables.read(round_.table(table)).to_pylist()
     for row in rows:

@@ -1,0 +1,168 @@
+"""What a screened round keeps: every verdict of a small one, of a large one what it needs; negatives for its room."""
+
+import dataclasses
+import itertools
+import types
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from policylong import tables
+from policylong.records import Anchor, Candidate, Negative, Positive, Root, Verdict
+from policylong.retrieval.exact import ExactIndex
+from policylong.screening import judge, screen
+from policylong.screening.retrieve import Retriever
+from policylong.screening.summary import summarise
+from policylong.screening.verify import Pair
+from policylong.workdir import Workdir
+from tests.training.tiny_training import whole_config
+
+SCREENING = dataclasses.replace(whole_config().screening, control_chunks=2)
+ROOTS_OF_SHARD, SHARDS = 3, 3
+
+
+def scored_shard(number, rng):
+  """Roots, anchors, and the entropies of all their chunks: (rows of roots, anchors, pairs, proposals, scores)."""
+  roots, anchors, pairs, proposals, scores = [], [], [], {}, []
+  for i in range(ROOTS_OF_SHARD):
+    doc_id = f"letters/{number}-{i}"
+    places = np.sort(rng.choice(np.arange(1, 40), rng.integers(0, 5), replace=False))
+    roots.append((doc_id, "letters", 0, 9, [1] * 40, ["a"] * 40, [np.nan, *rng.random(39)], [1.0] * 40, 0.5, 7))
+    anchors += [Anchor(doc_id, int(t), "a", "a", 3.0, 0.5, 0, 0, 7) for t in places]
+    own = [(f"entries/{number}-{i}#{c}-9", int(t), rank) for rank, t in itertools.product(range(2), places)
+           for c in rng.integers(0, 6, 1)]
+    chunks = {chunk: {t: Candidate(doc_id, t, chunk, "retrieved", rank, 0.5) for c, t, rank in own if c == chunk}
+              for chunk, _, _ in own}
+    chunks |= {f"real/{number}-{i}#{c}-9": {} for c in range(2)} if len(places) else {}
+    for chunk, candidates in chunks.items():
+      pairs.append(Pair(doc_id, np.ones(40, np.int32), places.astype(np.int32), np.ones(3, np.int32)))
+      proposals[doc_id, chunk] = candidates
+      before = 3 + rng.random(len(places), np.float32)
+      scores.append((before, before * rng.uniform(0.4, 1.1, len(places)).astype(np.float32)))
+  return roots, anchors, pairs, list(proposals.items()), scores
+
+
+@pytest.fixture
+def judged(tmp_path, monkeypatch):
+  """most verdicts -> (the round's folder with its tables, its summary)."""
+  def judge_round(most, **settings):
+    monkeypatch.setattr(screen, "MOST_VERDICTS", most)
+    round_, rng = Workdir(tmp_path / f"{most}-{settings}").round(1), np.random.default_rng(0)
+    for number in range(SHARDS):
+      roots, anchors, *scored = scored_shard(number, rng)
+      tables.write(round_.shard("scan", number),
+                   pa.table([list(column) for column in zip(*roots)], schema=screen._ROOTS_SCHEMA))
+      tables.write(round_.shard("anchors", number), tables.from_records(Anchor, anchors))
+      tables.write(round_.shard("verify", number), screen._score_table(*scored, 7))
+    config = dataclasses.replace(SCREENING, **{"epsilon": 0.4, "epsilon_from_control": None, **settings})
+    screen.Screener(config, 0, (), *[None] * 5, 7, 64)._judge(round_, SHARDS)
+    tables.write(round_.table("negatives"), tables.from_records(Negative, []))
+    return round_, summarise(config, round_, None)
+  return judge_round
+
+
+def test_the_verdicts_of_a_shard_are_those_of_its_entropies():
+  _, _, pairs, proposals, scores = scored_shard(0, np.random.default_rng(1))
+  rows = iter(screen._score_table(pairs, proposals, scores, 7).to_pylist())
+  for pair, ((doc_id, chunk_id), own), (before, after) in zip(pairs, proposals, scores, strict=True):
+    for t, h0, h1 in zip(pair.positions.tolist(), before.tolist(), after.tolist(), strict=True):
+      row, mine = next(rows), own.get(t)
+      assert (row["doc_id"], row["chunk_id"], row["position"]) == (doc_id, chunk_id, t)
+      assert row["kind"] == ("retrieved" if own else "control") and row["rank"] == (mine.rank if mine else -1)
+      assert row["similarity"] == 0.5 if mine else np.isnan(row["similarity"])
+      assert (row["entropy_before"], row["entropy_after"], row["gain"]) == (h0, h1, (h0 - h1) / h0)
+      assert row["accepted"] is False and row["policy_step"] == 7
+  assert next(rows, None) is None
+  assert screen._score_table([], [], [], 7).schema == tables.from_records(Verdict, []).schema
+
+
+@pytest.mark.parametrize("settings", [{}, {"control_margin": 0.1}, {"epsilon": None, "epsilon_from_control": 0.1}])
+def test_a_large_round_keeps_own_control_and_accepted_verdicts_and_says_the_same(judged, settings):
+  whole, all_said = judged(10**9, **settings)
+  thin, said = judged(10, **settings)
+  rows = tables.read(whole.table("verdicts")).to_pylist()
+  wanted = [row for row in rows if row["kind"] == "control" or row["rank"] >= 0 or row["accepted"]]
+  assert 10 < len(wanted) < len(rows)
+  assert str(tables.read(thin.table("verdicts")).to_pylist()) == str(wanted)  # as text, since NaN is not NaN
+  assert tables.read(thin.table("positives")) == tables.read(whole.table("positives"))
+  assert said == all_said
+  others = [row for row in rows if row["kind"] == "retrieved" and row["rank"] < 0]
+  assert said["acceptance"]["other"]["pairs"] == len(others) > said["acceptance"]["other"]["accepted"]
+  assert said["acceptance"]["retrieved"]["pairs"] == sum(row["kind"] == "retrieved" for row in rows)
+
+
+def test_each_accepted_chunk_is_a_positive_of_its_root_once_where_it_gains_most(judged):
+  round_, said = judged(10**9)
+  best = {}
+  for row in tables.read(round_.table("verdicts")).to_pylist():
+    assert row["accepted"] == (row["gain"] > 0.4)
+    key = row["doc_id"], row["chunk_id"]
+    if row["accepted"] and row["kind"] == "retrieved" and row["gain"] > best.get(key, (0, 0))[1]:
+      best[key] = row["position"], row["gain"]
+  found = tables.to_records(Positive, tables.read(round_.table("positives")))
+  assert {(p.doc_id, p.chunk_id): (p.position, p.gain) for p in found} == best and said["positives"] == len(best) > 3
+  keys = [(p.doc_id, -p.gain) for p in found]
+  assert keys == sorted(keys)  # root after root, best first
+
+
+CHUNK, DOCUMENTS, SIZE = 10, 60, 4  # tokens of a chunk; documents, and chunks of each
+
+
+@pytest.fixture
+def library():
+  """A corpus of chunks with random vectors: (corpus, vectors)."""
+  rng = np.random.default_rng(3)
+  vectors = rng.standard_normal((DOCUMENTS * SIZE, 16)).astype(np.float32)
+  vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+  corpus = types.SimpleNamespace(
+      num_chunks=len(vectors), chunk_document=np.repeat(np.arange(DOCUMENTS), SIZE),
+      chunk=lambda row: types.SimpleNamespace(id=f"d{row // SIZE}#{row}-9"), chunk_text=lambda row: str(row),
+      chunk_row=lambda chunk_id: int(chunk_id.split("#")[1].split("-")[0]), document_index=lambda name: int(name[1:]))
+  return corpus, vectors
+
+
+@pytest.mark.parametrize("cap", [3, 1000])
+def test_a_root_gets_the_chunks_nearest_to_its_positives_several_times_its_room(library, cap, monkeypatch):
+  corpus, vectors = library
+  config = dataclasses.replace(SCREENING, negatives="positives", negatives_per_positive=cap)
+  embedder = types.SimpleNamespace(embed_documents=lambda texts: vectors[[int(text) for text in texts]])
+  retriever = Retriever(config, 0, corpus, embedder, ExactIndex(vectors), lambda chunk_id: np.zeros(CHUNK, np.int32))
+  roots = [Root(f"d{i}", 0, 9, np.zeros(20, np.int32), ("a",) * 20) for i in (5, 2, 9)]
+  rows = {"d5": [100], "d2": [50, 51, 70, 110, 130], "d9": list(range(100, 120))}  # the last fill the sequence
+  positives = [Positive(doc_id, f"d{row // SIZE}#{row}-9", 3, 0.5) for doc_id, own in rows.items() for row in own]
+  monkeypatch.setattr("policylong.screening.retrieve._BLOCK", 2)
+  found = retriever.negatives(roots, positives, [], 200)
+  # (200 - 20 - 10) tokens of room are 17 chunks, 130 are 13; four times that, over the positives
+  wanted = {"d5": min(cap, 68), "d2": min(cap, 11), "d9": 0}
+  expected = []
+  for positive in positives:
+    row, doc_id = corpus.chunk_row(positive.chunk_id), positive.doc_id
+    near = np.argsort(-(vectors.astype(np.float64) @ vectors[row].astype(np.float64)), kind="stable")
+    near = [int(n) for n in near if n // SIZE != int(doc_id[1:]) and n not in rows[doc_id]][:wanted[doc_id]]
+    expected += [(doc_id, f"d{n // SIZE}#{n}-9", positive.chunk_id, rank) for rank, n in enumerate(near)]
+  assert [(n.doc_id, n.chunk_id, n.of_chunk, n.rank) for n in found] == expected
+  assert len(expected) == wanted["d5"] + 5 * wanted["d2"]
+
+
+def test_refused_candidates_are_dealt_out_behind_the_similar_chunks(library):
+  corpus, vectors = library
+  config = dataclasses.replace(SCREENING, negatives="both", negatives_per_positive=2)
+  embedder = types.SimpleNamespace(embed_documents=lambda texts: vectors[[int(text) for text in texts]])
+  retriever = Retriever(config, 0, corpus, embedder, ExactIndex(vectors), lambda chunk_id: np.zeros(CHUNK, np.int32))
+  roots = [Root(f"d{i}", 0, 9, np.zeros(20, np.int32), ("a",) * 20) for i in (5, 2)]
+  positives = [Positive(doc_id, f"d25#{row}-9", 3, 0.5) for doc_id, row in (("d5", 100), ("d5", 101), ("d2", 102))]
+  rejected = [("d2", "d30#120-9"), *(("d5", f"d31#{row}-9") for row in range(124, 130))]
+  found = retriever.negatives(roots, positives, rejected, 200)
+  assert [n.doc_id for n in found] == ["d5"] * 8 + ["d2"] * 3
+  dealt = [(n.chunk_id, n.of_chunk, n.rank) for n in found if np.isnan(n.similarity)]
+  assert dealt == [("d31#124-9", "d25#100-9", 2), ("d31#125-9", "d25#101-9", 2), ("d31#126-9", "d25#100-9", 3),
+                   ("d31#127-9", "d25#101-9", 3), ("d30#120-9", "d25#102-9", 2)]
+
+
+def test_what_is_rejected_is_the_same_of_a_thin_table(judged):
+  names = []
+  for most in (10**9, 10):
+    round_, _ = judged(most)
+    names.append(set(judge.rejected(tables.read(round_.table("verdicts")))))
+  assert names[0] == names[1] and len(names[0]) > 3
