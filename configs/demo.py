@@ -122,7 +122,7 @@ def get_config() -> ConfigDict:
           # Hard negatives: positives (similar to the verified positives, the paper's rule), rejected
           # (refused candidates), both, or none.
           "negatives": "positives",
-          # Negatives ranked for each positive; a sequence takes as many as it has room for.
+          # Negatives ranked for each positive at most; a sequence takes as many as it has room for.
           "negatives_per_positive": 24,
           # A chunk is cut to so many tokens.
           "max_chunk_tokens": 320,
