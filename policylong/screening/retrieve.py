@@ -94,6 +94,8 @@ class Retriever:
       lowest gain, dealt out to the positives in turn. "both": the first rule's, then the second's.
     """
     rule, of_root = self._config.negatives, _by_document(positives)
+    if rule == "none":
+      return []
     wanted = {root.doc_id: self._wanted(root, of_root[root.doc_id], length) for root in roots}
     result: dict[str, list[Negative]] = {doc_id: [] for doc_id in of_root}
     if rule in ("positives", "both"):
