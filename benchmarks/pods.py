@@ -52,11 +52,8 @@ def page(found: dict) -> str:
     for topology in module.SLICES:
       here = {program: found.get(f"{name} {topology} {program}") for program in PROGRAMS}
       missing += [f"{name} {topology} {program}" for program, values in here.items() if values is None]
-      # The training state stays where it is while other programs run.
-      state = here["train"]["argument_bytes"] or 0 if here["train"] else 0
-      for program, values in here.items():
-        if values and program != "train":
-          here[program] = beside(values, state)
+      if here["train"] and here["train"]["fits"]:
+        here = {program: values and beside(values, here["train"]) for program, values in here.items()}
       rows += [row(name, values) for values in here.values() if values]
       if all(values and values["fits"] for values in here.values()):
         runs.append(run_hours(name, topology, module.get_config(topology), here))
@@ -73,8 +70,9 @@ def page(found: dict) -> str:
   return text
 
 
-def beside(values: dict, state: int) -> dict:
-  """What was found of a program, with the training state's bytes beside it."""
+def beside(values: dict, train: dict) -> dict:
+  """What was found of a program, with the training state beside it, which stays where it is while others run."""
+  state = 0 if values["program"] == "train" else train["argument_bytes"]
   if values["fits"] and values["peak_bytes"] + state > values["hbm_bytes"]:
     return {**values, "fits": False, "problem": f"{values['peak_bytes'] / 2**30:.1f} GiB beside the training state's "
                                                 f"{state / 2**30:.1f}"}

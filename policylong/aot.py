@@ -25,8 +25,8 @@ import time
 from absl import flags
 
 from policylong import command_line
-from policylong.config import bucket
 from policylong.errors import UserError, run_command
+from policylong.padding import bucket
 
 PROGRAMS = ("train", "score", "verify", "embed")
 # Of the peak, for attention kernels: an assumption, not a measurement.

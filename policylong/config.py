@@ -15,6 +15,7 @@ import typing
 from ml_collections.config_dict import FieldReference
 
 from policylong.errors import UserError
+from policylong.padding import bucket
 
 
 class ConfigError(UserError):
@@ -150,12 +151,6 @@ class Screening:
       raise ConfigError(
           f"screening.tokens_per_batch is {self.tokens_per_batch}, too small for one row of max_chunk_tokens + "
           f"root_tokens = {longest} tokens, padded to {padded}")
-
-
-def bucket(length: int, multiple: int) -> int:
-  """The length that a scoring row is padded to: multiples of `multiple`, at most eight lengths an octave."""
-  step = max(multiple, (1 << (length - 1).bit_length()) // 8)
-  return -(-length // step) * step
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ at the position where the prediction is made.)
 """
 
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -148,3 +149,11 @@ class LongSequence:
   """One training example: tokens int32[L], spans that cover [0, L) in order without a gap."""
   tokens: np.ndarray
   spans: tuple[Span, ...]
+
+
+def by_document[Record](records: Iterable[Record]) -> dict[str, list[Record]]:
+  """Records by their `doc_id`, documents and records in the order in which they come."""
+  found: dict[str, list[Record]] = {}
+  for record in records:
+    found.setdefault(record.doc_id, []).append(record)
+  return found

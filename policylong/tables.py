@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from policylong import hosts
 from policylong.errors import UserError
 from policylong.workdir import write_atomically
 
@@ -51,15 +50,6 @@ def to_bytes(table: pa.Table) -> bytes:
 def from_bytes(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
   """The table that `to_bytes` was given, or some columns of it; raises what pyarrow raises."""
   return pq.read_table(io.BytesIO(data), columns=columns)
-
-
-def of_all_processes(table: pa.Table) -> pa.Table:
-  """The rows of all processes, in the order of their numbers; collective."""
-  if hosts.count() == 1:
-    return table
-  parts = hosts.all_gather(np.frombuffer(to_bytes(table), np.uint8))
-  # In one piece, as a single process would have made it: how a file lies depends on the pieces.
-  return pa.concat_tables([from_bytes(part.tobytes()) for part in parts]).combine_chunks()
 
 
 def write(path: epath.Path, table: pa.Table) -> None:

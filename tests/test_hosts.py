@@ -35,17 +35,22 @@ def run(config, workdir, processes, kill=(0, ""), own=lambda process: {}, **sett
   `kill` is the process that kills itself, and where; all others are killed with it, as on a pod. `own` gives
   a process settings that the others do not have.
   """
+  return run_together([
+      ["tests.small_run", kill[1] if process == kill[0] else "", f"--config={config}", f"--workdir={workdir}",
+       *(f"--config.{key}={value}" for key, value in {**SETTINGS, **settings, **own(process)}.items())]
+      for process in range(processes)], workdir)
+
+
+def run_together(modules, workdir):
+  """Runs modules with their arguments as the processes of one run; returns [(exit code, stderr)]."""
   environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-  address = free_address()
+  address, processes = free_address(), len(modules)
   running, logs = [], [Path(f"{workdir}.{process}.log") for process in range(processes)]
-  for process in range(processes):
+  for process, arguments in enumerate(modules):
     flags = [f"--coordinator_address={address}", f"--num_processes={processes}", f"--process_id={process}"]
-    values = {**SETTINGS, **settings, **own(process)}
     with logs[process].open("w") as log:
-      running.append(subprocess.Popen(
-          [sys.executable, "-m", "tests.small_run", kill[1] if process == kill[0] else "", f"--config={config}",
-           f"--workdir={workdir}", *(f"--config.{key}={value}" for key, value in values.items()),
-           *(flags if processes > 1 else [])], cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, stderr=log))
+      running.append(subprocess.Popen([sys.executable, "-m", *arguments, *(flags if processes > 1 else [])],
+                                      cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, stderr=log))
   end = time.monotonic() + 600
   while any(process.poll() is None for process in running):
     if any(process.poll() == -signal.SIGKILL for process in running) or time.monotonic() > end:

@@ -1,29 +1,28 @@
 """`configs/qwen3b_128k.py:runlocal` as a user starts it, as one process and as several: the same results."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
-from tests.test_hosts import free_address
-from tests.test_resume import REPOSITORY, _files
+from tests.test_hosts import run_together
+from tests.test_resume import _files
 
 
 def run(workdir, processes):
-  """The command on every "host"; their stderr."""
-  environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-  command = [sys.executable, "-m", "policylong.main", "--config=configs/qwen3b_128k.py:runlocal",
-             f"--workdir={workdir}", f"--config.corpus.cache_dir={workdir.parent / 'cache'}"]
-  address = free_address()
-  together = [[f"--coordinator_address={address}", f"--num_processes={processes}", f"--process_id={process}"]
-              for process in range(processes)] if processes > 1 else [[]]
-  running = [subprocess.Popen([*command, *flags], cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL,
-                              stderr=subprocess.PIPE, text=True) for flags in together]
-  told = [process.communicate(timeout=1800)[1] for process in running]
-  assert [process.returncode for process in running] == [0] * processes, told
-  return told
+  """The command on every "host"; the first one's stderr."""
+  command = ["policylong.main", "--config=configs/qwen3b_128k.py:runlocal", f"--workdir={workdir}",
+             f"--config.corpus.cache_dir={workdir.parent / 'cache'}"]
+  ended = run_together([command] * processes, workdir)
+  assert [code for code, _ in ended] == [0] * processes, ended
+  return ended[0][1]
+
+
+@pytest.fixture(scope="module")
+def one(material, tmp_path_factory):
+  """The workdir of one process."""
+  folder = tmp_path_factory.mktemp("runlocal")
+  assert "8 simulated devices" in run(folder / "one", 1)
+  return folder / "one"
 
 
 @pytest.mark.slow
@@ -38,11 +37,3 @@ def test_several_processes_find_verify_and_train_what_one_does(processes, one, t
   assert len(losses[0]) == len(losses[1]) == 2
   # Sums over eight devices of float32 numbers of one sign are within 7 * 2^-24 of the true one, relative, in any order.
   assert losses[1][0] == pytest.approx(losses[0][0], rel=2 * 7 * 2**-24, abs=0)
-
-
-@pytest.fixture(scope="module")
-def one(material, tmp_path_factory):
-  folder = tmp_path_factory.mktemp("runlocal")
-  (told,) = run(folder / "one", 1)
-  assert "8 simulated devices" in told
-  return folder / "one"

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from policylong import hosts, tables
 from policylong.screening.scorer import Scorer
-from policylong.screening.screen import read_roots
+from policylong.screening.screen import of_all_processes, read_roots
 from policylong.screening.texts import ChunkTokens
 from policylong.screening.verify import Pair, planned_tokens, verify
 from policylong.workdir import Round
@@ -73,4 +73,4 @@ def recheck(previous: Round, epsilon: float, scorer: Scorer, chunk_tokens: Chunk
       if t in gains:
         now = (h0 - h1) / h0
         result.append(Recheck(doc_id, t, chunk_id, gains[t], now, h0, h1, now <= epsilon, policy_step))
-  return tables.of_all_processes(tables.from_records(Recheck, result))  # in the order of the roots
+  return of_all_processes(tables.from_records(Recheck, result))  # in the order of the roots

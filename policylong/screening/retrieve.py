@@ -10,7 +10,7 @@ from policylong import config as config_lib
 from policylong import hosts
 from policylong.corpus.store import Corpus
 from policylong.randomness import generator
-from policylong.records import Anchor, Candidate, EntropyTrace, Negative, Positive, Root
+from policylong.records import Anchor, Candidate, EntropyTrace, Negative, Positive, Root, by_document
 from policylong.retrieval.embedders import Embedder
 from policylong.retrieval.index import VectorIndex
 from policylong.screening.anchors import find_anchors, ngrams, query_span
@@ -83,7 +83,7 @@ class Retriever:
 
     Args:
       roots: all that have positives.
-      positives: their positives, those of a root together.
+      positives: their positives, any order.
       rejected: (doc id, chunk id) of the roots' refused candidates, lowest gain first.
       length: tokens of the sequence that a root's contexts are to fill. A root whose positives nearly fill it gets
         few negatives for each, another one up to `negatives_per_positive`.
@@ -93,13 +93,13 @@ class Retriever:
       is the paper's rule; nothing checks that they are unhelpful. "rejected": the refused candidates with the
       lowest gain, dealt out to the positives in turn. "both": the first rule's, then the second's.
     """
-    rule, of_root = self._config.negatives, _by_document(positives)
+    rule, of_root = self._config.negatives, by_document(positives)
     if rule == "none":
       return []
     wanted = {root.doc_id: self._wanted(root, of_root[root.doc_id], length) for root in roots}
     result: dict[str, list[Negative]] = {doc_id: [] for doc_id in of_root}
     if rule in ("positives", "both"):
-      for negative in self._similar(positives, wanted):
+      for negative in self._similar(of_root, wanted):
         result[negative.doc_id].append(negative)
     if rule in ("rejected", "both"):
       refused: dict[str, list[str]] = {}
@@ -141,9 +141,10 @@ class Retriever:
     each = math.ceil(_SPARE * max(0, room) / sum(sizes))
     return min(self._config.negatives_per_positive, each)
 
-  def _similar(self, positives: Sequence[Positive], wanted: Mapping[str, int]) -> list[Negative]:
-    """The chunks most similar to each positive, so many as wanted for its root; in the order of the positives."""
-    own = {doc_id: {positive.chunk_id for positive in of_root} for doc_id, of_root in _by_document(positives).items()}
+  def _similar(self, of_root: Mapping[str, Sequence[Positive]], wanted: Mapping[str, int]) -> list[Negative]:
+    """The chunks most similar to each positive, as many as wanted for its root; root by root."""
+    own = {doc_id: {positive.chunk_id for positive in positives} for doc_id, positives in of_root.items()}
+    positives = list(itertools.chain.from_iterable(of_root.values()))
     # Those that want most first, so that queries of a block want about the same.
     order = sorted(range(len(positives)), key=lambda i: -wanted[positives[i].doc_id])
     hits: list[list[tuple[int, float]]] = [[] for _ in positives]
@@ -206,13 +207,6 @@ class _NearCopies:
     if row not in self._ngrams:
       self._ngrams[row] = ngrams(self._chunk_tokens.row(row), self._n)
     return not self._banned[number].isdisjoint(self._ngrams[row])
-
-
-def _by_document(positives: Sequence[Positive]) -> dict[str, list[Positive]]:
-  of_document: dict[str, list[Positive]] = {}
-  for positive in positives:
-    of_document.setdefault(positive.doc_id, []).append(positive)
-  return of_document
 
 
 def _deal(positives: Sequence[Positive], refused: Sequence[str], most: int, first_rank: int) -> list[Negative]:

@@ -210,7 +210,7 @@ class Screener:
     negatives = self.retriever.negatives(
         [root for root in roots if root.doc_id in mine], [p for p in positives if p.doc_id in mine],
         [pair for pair in rejected if pair[0] in mine], self.sequence_length)
-    table = tables.of_all_processes(tables.from_records(Negative, negatives))
+    table = of_all_processes(tables.from_records(Negative, negatives))
     if hosts.is_first():
       tables.write(round_.table("negatives"), table)
 
@@ -223,6 +223,15 @@ class _AtOnce(Executor):
     future: Future = Future()
     future.set_result(function(*arguments))
     return future
+
+
+def of_all_processes(table: pa.Table) -> pa.Table:
+  """The rows of all processes, in the order of their numbers; collective."""
+  if hosts.count() == 1:
+    return table
+  parts = hosts.all_gather(np.frombuffer(tables.to_bytes(table), np.uint8))
+  # In one piece, as a single process would have made it: how a file lies depends on the pieces.
+  return pa.concat_tables([tables.from_bytes(part.tobytes()) for part in parts]).combine_chunks()
 
 
 def read_roots(table: pa.Table) -> tuple[list[Root], list[EntropyTrace]]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from policylong.records import LongSequence, Negative, Positive, Root
+from policylong.records import LongSequence, Negative, Positive, Root, by_document
 from policylong.synthesis.assembly import ChunkTokens, Context, Draft, Filler
 from policylong.synthesis.method import Inputs
 
@@ -49,7 +49,7 @@ def synthesize(roots: Iterable[Root], positives: Iterable[Positive], negatives: 
   Raises:
     UserError: a root leaves no room for a context, or the corpus is too small to fill L tokens.
   """
-  positives_of, negatives_of = _by_document(positives), _by_document(negatives)
+  positives_of, negatives_of = by_document(positives), by_document(negatives)
 
   def order(root: Root, context: Context) -> bytes:
     return _shuffle_key(seed, round_index, root.doc_id, context.chunk_id)
@@ -72,13 +72,6 @@ def synthesize(roots: Iterable[Root], positives: Iterable[Positive], negatives: 
       draft = empty()
   if len(draft):
     yield draft.finish(filler, order, policy_step)
-
-
-def _by_document(records):
-  groups = {}
-  for record in records:
-    groups.setdefault(record.doc_id, []).append(record)
-  return groups
 
 
 def _in_turn(positives: Sequence[Positive], negatives: Iterable[Negative]) -> Iterator[Context]:

@@ -330,6 +330,22 @@ def test_counts_that_differ_between_done_and_the_tables_are_found(tmp_path):
   assert "accepted (control)" in card.text
 
 
+def test_a_large_round_counts_all_pairs_and_draws_no_curve_of_those_it_does_not_keep(tmp_path):
+  def curves(page):
+    (figure,) = [figure for figure in page.all("figure") if figure.one("b").text == "Gain in round 1"]
+    return figure.text
+
+  fake_run.write(tmp_path, rounds=1, roots=8)
+  whole, verdicts = written(tmp_path), rows(tmp_path, 1, "verdicts")
+  kept = [row for row in verdicts if row["kind"] == "control" or row["rank"] >= 0 or row["accepted"]]
+  assert len(kept) < len(verdicts)
+  pq.write_table(fake_run._table("verdicts", kept), tmp_path / "rounds" / "1" / "verdicts.parquet")
+  thin = written(tmp_path)
+  assert "in DONE.json" not in thin.text  # where all pairs were counted
+  assert "other anchors' candidates" in curves(whole) and "other anchors' candidates" not in curves(thin)
+  assert "the anchor's own candidates" in curves(thin)
+
+
 def test_a_gain_or_a_decision_that_does_not_follow_from_the_entropies_is_found(tmp_path):
   fake_run.write(tmp_path, roots=6)
   path = tmp_path / "rounds" / "1" / "verdicts.parquet"
