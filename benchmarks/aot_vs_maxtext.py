@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 
-from policylong.optimised_hlo import summarise
+from policylong.aot.optimised_hlo import summarise
 
 CONFIG = "configs/qwen3b_128k.py"
 LENGTH = 131_072

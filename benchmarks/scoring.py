@@ -19,8 +19,8 @@ import jax
 import numpy as np
 
 from policylong import config as config_lib
-from policylong import hardware
-from policylong.mesh import make_mesh
+from policylong.devices import hardware
+from policylong.devices.mesh import make_mesh
 from policylong.model import hf
 from policylong.model.qwen import num_params
 from policylong.model.tokenizer import load_tokenizer

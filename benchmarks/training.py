@@ -20,8 +20,8 @@ import numpy as np
 
 from benchmarks.scoring import MODEL, other_side
 from policylong import config as config_lib
-from policylong import hardware
-from policylong.mesh import make_mesh
+from policylong.devices import hardware
+from policylong.devices.mesh import make_mesh
 from policylong.model import hf
 from policylong.training.flops import train_flops_per_token
 from policylong.training.optimizer import make_optimizer

@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from configs import qwen3b_128k
-from policylong import tables
 from policylong.records import Candidate
 from policylong.screening import judge, screen
 from policylong.screening.verify import Pair
+from policylong.storage import tables
 
 ANCHORS = 35  # as in benchmarks/pods.py
 

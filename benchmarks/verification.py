@@ -16,7 +16,7 @@ import time
 import numpy as np
 
 from policylong import config as config_lib
-from policylong.mesh import make_mesh
+from policylong.devices.mesh import make_mesh
 from policylong.model import hf
 from policylong.model.tokenizer import load_tokenizer
 from policylong.screening.anchors import find_anchors

@@ -22,7 +22,7 @@ from experiments.cells import Cell, Grid, read_grid
 from experiments.results import run_numbers, write_results
 from policylong import config as config_lib
 from policylong.errors import UserError, run_command
-from policylong.workdir import read_json, write_json
+from policylong.storage.workdir import read_json, write_json
 
 
 def main() -> None:
@@ -88,7 +88,8 @@ def run_here(cell: Cell, grid: Grid, directory: pathlib.Path) -> None:
   """The run itself, and its numbers when it is done."""
   import logging
 
-  from policylong import hosts, loop  # after the arguments: mistakes answer at once
+  from policylong import loop  # after the arguments: mistakes answer at once
+  from policylong.devices import hosts
   logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
   logging.getLogger("policylong").setLevel(logging.INFO)
   workdir = directory / "runs" / cell.folder

@@ -10,9 +10,9 @@ import pyarrow as pa
 from scipy import stats
 
 from experiments.cells import Grid
-from policylong import tables
 from policylong.report.markup import element
-from policylong.workdir import read_json, write_atomically
+from policylong.storage import tables
+from policylong.storage.workdir import read_json, write_atomically
 
 _WIDTH, _LEFT, _ROW, _HEAD = 620, 190, 22, 34
 

@@ -16,10 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from policylong import stored
 from policylong.errors import UserError, run_command
-from policylong.model import hf, qwen, tokenizer
-from policylong.workdir import new_directory
+from policylong.model import hf, qwen, stored, tokenizer
+from policylong.storage.workdir import new_directory
 
 TEXT = ("The survey of 1923 counted 412 houses, three mills and one bridge. By the next spring the bridge was gone, "
         "and the ferryman's daughter had learned to row before she could read.\n\n"

@@ -25,7 +25,7 @@ from etils import epath
 from policylong.config import Source
 from policylong.errors import UserError, run_command
 from policylong.evaluation.results import Options
-from policylong.workdir import read_json, write_json
+from policylong.storage.workdir import read_json, write_json
 
 
 def claim(directory: epath.Path, policy_name: str, model: str) -> None:
@@ -106,7 +106,7 @@ def main() -> None:
   logging.getLogger("policylong").setLevel(logging.INFO)
   tasks = [task.strip() for task in arguments.tasks.split(",") if task.strip()]
   # after the flags: --help and mistakes answer at once
-  from policylong import hardware, hosts
+  from policylong.devices import hardware, hosts
   from policylong.evaluation import results
   from policylong.evaluation.benchmarks import claimants, evaluate
   from policylong.evaluation.policy import load_policy

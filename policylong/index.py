@@ -21,7 +21,7 @@ from policylong.retrieval.embedders import Embedder, make_embedder
 from policylong.retrieval.index import VectorIndex
 from policylong.retrieval.scann_index import ScannIndex
 from policylong.retrieval.store import open_index
-from policylong.workdir import read_json, write_json
+from policylong.storage.workdir import read_json, write_json
 
 _SETTINGS = "index.json"
 _SNIPPET = 160

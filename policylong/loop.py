@@ -28,31 +28,33 @@ import numpy as np
 from etils import epath
 
 from policylong import config as config_lib
-from policylong import hosts, long_gap, tables
 from policylong.corpus.roots import sample_documents
 from policylong.corpus.store import open_corpus
+from policylong.corpus.texts import ChunkTokens
+from policylong.devices import hosts
+from policylong.devices.mesh import make_mesh
 from policylong.errors import UserError
 from policylong.evaluation.in_loop import RoundEvaluation
-from policylong.library import CorpusLibrary
-from policylong.mesh import make_mesh
 from policylong.model import hf
 from policylong.model.tokenizer import load_tokenizer
 from policylong.records import Negative, Positive
 from policylong.report.page import write_report
 from policylong.retrieval.embedders import make_embedder
+from policylong.retrieval.library import CorpusLibrary
 from policylong.retrieval.store import open_index
+from policylong.screening import long_gap
 from policylong.screening.offpolicy import recheck
 from policylong.screening.retrieve import Retriever
 from policylong.screening.scorer import Scorer
 from policylong.screening.screen import Screener, read_roots
 from policylong.screening.summary import offpolicy_gap, summarise
-from policylong.screening.texts import ChunkTokens
+from policylong.storage import tables
+from policylong.storage.workdir import Round, Workdir, read_json, write_json
 from policylong.synthesis import storage
 from policylong.synthesis.method import Inputs, Screened
 from policylong.synthesis.methods import METHODS
 from policylong.synthesis.storage import sequence_paths, write_sequences
 from policylong.training.train import Trainer
-from policylong.workdir import Round, Workdir, read_json, write_json
 
 log = logging.getLogger(__name__)
 

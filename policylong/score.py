@@ -20,15 +20,16 @@ from etils import epath
 from tqdm import tqdm
 
 from policylong import config as config_lib
-from policylong import hardware, tables
 from policylong.corpus.roots import pieces
 from policylong.corpus.sources import read_source
+from policylong.devices import hardware
+from policylong.devices.mesh import make_mesh
 from policylong.errors import UserError, run_command
-from policylong.mesh import make_mesh
 from policylong.model import hf
 from policylong.model.tokenizer import load_tokenizer
 from policylong.records import Document
 from policylong.screening.scorer import Scorer
+from policylong.storage import tables
 
 _SCHEMA = pa.schema([("id", pa.string()), ("position", pa.int64()), ("token", pa.string()),
                      ("nll", pa.float32()), ("entropy", pa.float32())])

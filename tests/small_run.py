@@ -83,8 +83,8 @@ def write_talks(path: pathlib.Path, count: int = 24) -> None:
 
 def _die_at(kill: str) -> None:
   """Wraps the functions that finish a stage's piece of work, so that one of their calls kills the process."""
-  from policylong import tables, workdir
   from policylong.evaluation import results
+  from policylong.storage import tables, workdir
   from policylong.synthesis import storage
   from policylong.training.metrics import MetricsLog
 
@@ -128,9 +128,10 @@ if __name__ == "__main__":
   kill = sys.argv.pop(1)
   if kill:
     _die_at(kill)
-  from policylong import command_line, main
+  from policylong import main
+  from policylong.commands import config_flags
   from policylong.errors import run_command
   from policylong.retrieval import store
   store.SHARD_ROWS = 16  # several files of vectors even of so few chunks, so that every process has some
-  command_line.parse(main.__doc__, required=("config", "workdir"))
+  config_flags.parse(main.__doc__, required=("config", "workdir"))
   run_command(main.main)

@@ -16,7 +16,8 @@ import checkpoints
 from safetensors.numpy import load_file
 
 from policylong import config as config_lib
-from policylong import convert, mesh
+from policylong import convert
+from policylong.devices import mesh
 from policylong.errors import UserError, run_command
 
 MODELS = json.loads((pathlib.Path(__file__).parent / "reference" / "models.json").read_text())

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from policylong.workdir import Workdir
+from policylong.storage.workdir import Workdir
 from tests.small_run import make_small_run
 
 REPOSITORY = pathlib.Path(__file__).parents[1]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.test_hosts import run_together
+from tests.devices.test_hosts import run_together
 from tests.test_resume import _files
 
 

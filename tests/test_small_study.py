@@ -15,11 +15,11 @@ import pytest
 from experiments.small_study import base, corpora, measures, report, tasks, truth
 from experiments.small_study.induction import init_with_induction
 from experiments.small_study.world import RELATIONS, VALUES, World
-from policylong import tables
 from policylong.corpus.chunks import chunk_id
 from policylong.model.qwen import hidden_states, init_params
 from policylong.records import Anchor, Negative, Positive, Verdict
-from policylong.workdir import Workdir, write_json
+from policylong.storage import tables
+from policylong.storage.workdir import Workdir, write_json
 from tests.test_resume import REPOSITORY
 
 

@@ -14,9 +14,9 @@ import pathlib
 from experiments import grid as grids
 from experiments.cells import read_grid
 from experiments.small_study import base, full, quick, report, small
-from policylong import hosts
+from policylong.devices import hosts
 from policylong.errors import run_command
-from policylong.workdir import write_json
+from policylong.storage.workdir import write_json
 
 FOLDER = pathlib.Path("experiments/small_study")
 SIZES = {module.SIZE.name: module.SIZE for module in (quick, small, full)}

@@ -28,12 +28,13 @@ from configs import demo
 from experiments.small_study import corpora
 from experiments.small_study.induction import init_with_induction
 from policylong import config as config_lib
-from policylong import hosts, loop
+from policylong import loop
+from policylong.devices import hosts
 from policylong.errors import UserError, run_command
 from policylong.model import hf
 from policylong.model.qwen import ModelConfig
+from policylong.model.stored import open_model
 from policylong.model.tokenizer import transformers  # as it keeps it quiet
-from policylong.stored import open_model
 
 PATH = pathlib.Path("experiments/small_study/base")
 VOCABULARY, LENGTH = 4096, 512

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from experiments.small_study.world import World, training_documents
 from policylong.errors import UserError
-from policylong.workdir import write_atomically
+from policylong.storage.workdir import write_atomically
 
 BASE_WORLD, CORPUS_WORLD, TASK_WORLD = 1, 2, 3
 PLACES_IN_LETTER = 8

@@ -9,11 +9,11 @@ import numpy as np
 
 from experiments.small_study import tasks
 from experiments.small_study.corpora import speeches
-from policylong.evaluation.longppl import short_nlls
 from policylong.evaluation.policy import Policy
 from policylong.evaluation.position_loss import buckets
+from policylong.model.stored import open_model
 from policylong.model.tokenizer import encode
-from policylong.stored import open_model
+from policylong.screening.long_gap import short_nlls
 
 SHORT_WINDOW = 512
 

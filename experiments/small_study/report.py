@@ -12,7 +12,7 @@ from experiments.grid import outcome_path
 from experiments.results import markdown_table, plot, told
 from experiments.small_study.tasks import TASKS
 from experiments.small_study.truth import ALPHAS, EPSILONS
-from policylong.workdir import read_json, write_atomically
+from policylong.storage.workdir import read_json, write_atomically
 
 _REFERENCE = "policylong"
 # Differences that are shown beside those of the reference and each other cell.

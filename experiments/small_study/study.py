@@ -14,8 +14,8 @@ from configs import demo
 from experiments.small_study import base, corpora, measures, truth
 from policylong import config as config_lib
 from policylong.config import METHODS
+from policylong.devices.mesh import make_mesh
 from policylong.errors import UserError
-from policylong.mesh import make_mesh
 
 DIRECTORY = pathlib.Path("runs/small_study")
 # RoPE's theta for the longer context, ten times the base model's. With its own an answer at 4096 tokens costs the base

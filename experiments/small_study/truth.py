@@ -12,10 +12,10 @@ import re
 
 import numpy as np
 
-from policylong import tables
 from policylong.corpus.chunks import parse_chunk_id
 from policylong.screening.anchors import find_anchors
-from policylong.workdir import Round, Workdir, read_json
+from policylong.storage import tables
+from policylong.storage.workdir import Round, Workdir, read_json
 
 EPSILONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 ALPHAS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5)

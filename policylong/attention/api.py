@@ -14,10 +14,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from policylong import mesh as meshes
 from policylong.attention import blockwise, cudnn, reference, splash, zigzag
 from policylong.attention import context as contexts
 from policylong.attention.masks import Order, Tokens
+from policylong.devices import mesh as meshes
 from policylong.errors import UserError
 
 # What an implementation is: two functions of arrays of one device, of any number of queries and keys.

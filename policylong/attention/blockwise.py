@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from policylong import mesh as meshes
 from policylong.attention.masks import Order, Tokens
-from policylong.elementwise import cast, exp
+from policylong.devices import mesh as meshes
+from policylong.devices.elementwise import cast, exp
 
 # Tokens a block, up to 768 tokens and above. Of [S, S] scores half a block a row is computed in vain, and a
 # smaller block makes smaller products; at 512 tokens 128 takes 0.8 of the time of 256, at 1024 the same, at

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from policylong import mesh as meshes
 from policylong.attention.api import IMPLEMENTATIONS
 from policylong.attention.blockwise import weigh
 from policylong.attention.masks import Order, Tokens
-from policylong.elementwise import cast, exp
+from policylong.devices import mesh as meshes
+from policylong.devices.elementwise import cast, exp
 
 # Less than any score, and finite.
 _LOWEST = -1e30

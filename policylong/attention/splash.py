@@ -16,8 +16,8 @@ from jax import lax
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 
-from policylong import mesh as meshes
 from policylong.attention.masks import Order, Tokens, places
+from policylong.devices import mesh as meshes
 
 # Tokens a block: the published best are 1024 to 2048; keys are multiplied 512 at a time.
 BLOCK = 1024

@@ -29,7 +29,7 @@ from policylong.corpus import builder, sources
 from policylong.corpus.chunks import chunk_id, parse_chunk_id
 from policylong.errors import UserError
 from policylong.records import Chunk, Document
-from policylong.workdir import read_json, write_json
+from policylong.storage.workdir import read_json, write_json
 
 
 def open_corpus(config: config_lib.Corpus) -> "Corpus":

@@ -4,8 +4,8 @@ import json
 
 from etils import epath
 
-from policylong import hosts
-from policylong.workdir import write_atomically
+from policylong.devices import hosts
+from policylong.storage.workdir import write_atomically
 
 
 class Answers:

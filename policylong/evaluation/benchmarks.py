@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from policylong import hosts
+from policylong.devices import hosts
 from policylong.errors import UserError
 from policylong.evaluation import helmet, lm_eval_tasks, longbench2, longppl, position_loss, results, ruler
 from policylong.evaluation.results import Options

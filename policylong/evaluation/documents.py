@@ -11,12 +11,12 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from policylong import hosts
 from policylong.corpus.sources import read_source
+from policylong.devices import hosts
 from policylong.errors import UserError
 from policylong.evaluation.results import Options
 from policylong.model.tokenizer import encode
-from policylong.workdir import write_atomically
+from policylong.storage.workdir import write_atomically
 
 # Documents of one call of the policy, and of one file: what is scored together is kept together, so that a run that
 # was killed scores the same batches again and ends with the same bytes.

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from policylong import hosts
+from policylong.devices import hosts
 from policylong.errors import UserError
 from policylong.evaluation.helmet_checkout import Checkout
 from policylong.evaluation.results import Options, Result
-from policylong.workdir import new_directory
+from policylong.storage.workdir import new_directory
 
 _ROUGE = "rougeL_f1"
 # {category: ((part of the data set's name, metric), ...)}; a category's config is of its name, short lengths apart.

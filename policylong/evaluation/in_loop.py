@@ -2,8 +2,8 @@
 
 import logging
 
-from policylong import hosts
 from policylong.config import Config
+from policylong.devices import hosts
 from policylong.errors import UserError
 from policylong.evaluation import helmet, lm_eval_tasks, longbench2, ruler, ruler_package
 from policylong.evaluation.benchmarks import claimants, evaluate
@@ -11,8 +11,8 @@ from policylong.evaluation.policy import Policy
 from policylong.evaluation.results import Options, check_lengths, read
 from policylong.model.qwen import ModelConfig
 from policylong.model.tokenizer import end_tokens
+from policylong.storage.workdir import Workdir, write_json
 from policylong.training.metrics import write_scalars
-from policylong.workdir import Workdir, write_json
 
 log = logging.getLogger(__name__)
 

@@ -16,10 +16,11 @@ from typing import Any
 
 from etils import epath
 
-from policylong import hosts, workdir
+from policylong.devices import hosts
 from policylong.errors import UserError
 from policylong.evaluation import ruler
 from policylong.evaluation.results import Options, Result
+from policylong.storage import workdir
 
 # What lm-eval resamples to estimate the error of a metric that is not a mean.
 _BOOTSTRAPS = 1000

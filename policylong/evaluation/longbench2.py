@@ -16,11 +16,12 @@ from typing import Any
 
 from etils import epath
 
-from policylong import hosts, workdir
+from policylong.devices import hosts
 from policylong.errors import UserError
 from policylong.evaluation import lm_eval_tasks
 from policylong.evaluation.results import Options, Result
 from policylong.evaluation.shared_work import answered
+from policylong.storage import workdir
 
 _HUB = "THUDM/LongBench-v2"
 _LETTERS = "ABCD"

@@ -15,13 +15,14 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
-from policylong import hosts
+from policylong.devices import hosts
 from policylong.errors import UserError
 from policylong.evaluation import documents
 from policylong.evaluation.policy import load_policy
 from policylong.evaluation.position_loss import documents_name
 from policylong.evaluation.results import Options, Result, check_lengths
-from policylong.workdir import read_json, write_json
+from policylong.screening.long_gap import short_nlls
+from policylong.storage.workdir import read_json, write_json
 
 _LEAST_GAP, _MOST_LOSS = 2.0, 2.0  # nats
 
@@ -63,22 +64,6 @@ def run(policy, tasks: Sequence[str], options: Options, directory: epath.Path) -
 def key_tokens(long_nll: np.ndarray, short_nll: np.ndarray) -> np.ndarray:
   """bool, of the shape of both: LSD above 2 nats and LCL below 2 nats. NaN is never a key token."""
   return (short_nll - long_nll > _LEAST_GAP) & (long_nll < _MOST_LOSS)
-
-
-def short_nlls(token_nlls, rows: Sequence[np.ndarray], short_window: int) -> list[np.ndarray]:
-  """The loss of each token given `short_window` tokens or up to a quarter more; NaN where no more precede it.
-
-  Args:
-    token_nlls: a Policy's.
-    rows: int32[T] each.
-  """
-  step = max(1, short_window // 4)
-  windows = [(row, start) for row in range(len(rows)) for start in range(0, len(rows[row]) - short_window, step)]
-  scored = token_nlls([rows[row][start:start + short_window + step] for row, start in windows])
-  result = [np.full(len(row), np.nan, np.float32) for row in rows]
-  for (row, start), values in zip(windows, scored):
-    result[row][start + short_window:start + short_window + step] = values[short_window:]
-  return result
 
 
 def _key_tokens(policy, options: Options, rows: list[np.ndarray], nll: np.ndarray, directory: epath.Path

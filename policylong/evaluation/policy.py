@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from policylong import config as config_lib
+from policylong.devices.mesh import make_mesh
 from policylong.errors import UserError
-from policylong.mesh import make_mesh
 from policylong.model.generate import Generator, Request
 from policylong.model.qwen import ModelConfig, Params
+from policylong.model.stored import open_model
 from policylong.screening.scorer import Row, Scorer
-from policylong.stored import open_model
 
 # Rows are padded to multiples of it.
 _BUCKET = 128

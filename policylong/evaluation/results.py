@@ -17,7 +17,7 @@ from etils import epath
 
 from policylong.config import Source
 from policylong.errors import UserError
-from policylong.workdir import read_json, write_json
+from policylong.storage.workdir import read_json, write_json
 
 # The longest length with at least this mean is what RULER's paper (2404.06654) calls a model's effective length:
 # Llama-2-7B's own score at 4K.

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from etils import epath
 from tqdm import tqdm
 
-from policylong import hosts
+from policylong.devices import hosts
 from policylong.errors import UserError
 from policylong.evaluation.answers import Answers
 from policylong.evaluation.results import Options, Result, check_lengths

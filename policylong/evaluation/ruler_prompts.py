@@ -17,7 +17,7 @@ import time
 from policylong.errors import UserError
 from policylong.evaluation.ruler_package import Package
 from policylong.material import RULER_VERSION
-from policylong.workdir import new_directory, read_json, write_json
+from policylong.storage.workdir import new_directory, read_json, write_json
 
 log = logging.getLogger(__name__)
 

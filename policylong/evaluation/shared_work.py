@@ -7,7 +7,7 @@ from typing import Any
 from etils import epath
 from tqdm import tqdm
 
-from policylong import hosts
+from policylong.devices import hosts
 from policylong.evaluation.answers import Answers
 
 # What is asked between two writings of answers: so many questions, or so many characters, about a million tokens.

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from policylong import mesh as meshes
+from policylong.devices import mesh as meshes
 from policylong.errors import UserError
 from policylong.likelihood import loss, reference, streaming
 

@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from policylong import mesh as meshes
-from policylong.elementwise import cast, exp
+from policylong.devices import mesh as meshes
+from policylong.devices.elementwise import cast, exp
 from policylong.likelihood import streaming
 
 

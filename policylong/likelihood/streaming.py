@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from policylong import mesh as meshes
-from policylong.elementwise import exp
+from policylong.devices import mesh as meshes
+from policylong.devices.elementwise import exp
 
 # A tile of 512 x 2048 float32 logits is 4 MB, the second-level cache of two cores: there the product runs
 # at 1000 GFLOP/s, at 400 with 2048 x 8192. On the same measurement 512 x 1024 takes 1.5 times as long,

@@ -27,8 +27,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from policylong.attention.cached import chunk_attention, token_attention
+from policylong.devices.mesh import AXES
 from policylong.likelihood.streaming import logits_of
-from policylong.mesh import AXES
 from policylong.model.qwen import Decoder, ModelConfig, Params, output_matrix
 
 _ROW_MAJOR = Layout(major_to_minor=(0, 1, 2, 3, 4))

@@ -22,7 +22,7 @@ from policylong.errors import UserError
 from policylong.model import gguf_file, hf_config
 from policylong.model.names import NAMES, Tensor, ignored, lookup, our_shape, tensors, to_ours, to_theirs
 from policylong.model.qwen import ModelConfig, Params, abstract_params
-from policylong.workdir import new_directory
+from policylong.storage.workdir import new_directory
 
 _INDEX = "model.safetensors.index.json"
 # transformers reads shards of any size; 5 GB is what it writes

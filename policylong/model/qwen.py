@@ -22,10 +22,10 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from policylong import mesh as meshes
 from policylong.attention.api import CHECKPOINT_NAME as ATTENDED
 from policylong.attention.api import attention
-from policylong.elementwise import cast
+from policylong.devices import mesh as meshes
+from policylong.devices.elementwise import cast
 from policylong.errors import UserError
 from policylong.model import rope
 

@@ -7,7 +7,7 @@ from policylong import config as config_lib
 from policylong.corpus.store import open_corpus
 from policylong.errors import UserError, run_command
 from policylong.report.page import write_report
-from policylong.workdir import Workdir, read_json
+from policylong.storage.workdir import Workdir, read_json
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from policylong.report.markup import Markup, disclosure, element, escape, join, 
 from policylong.report.round_table import round_table
 from policylong.report.tables import Run, read_run
 from policylong.report.words import NONE, count, decimal, of, plural, setting, share, threshold
-from policylong.workdir import Workdir, write_atomically
+from policylong.storage.workdir import Workdir, write_atomically
 
 _CHIPS = {"sane": "good", "look closer": "look", "unfinished": "look", "starved": "bad", "wrong": "bad"}
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from policylong.config import POLICY_METHODS
 from policylong.errors import UserError
-from policylong.workdir import Round, Workdir, read_json
+from policylong.storage.workdir import Round, Workdir, read_json
 
 ENTROPY_BIN = 0.25  # nats
 ENTROPY_BINS = 64  # up to 16 nats: log V of any vocabulary below 8.8 million

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from policylong.mesh import AXES, data_mesh, on_each_device
+from policylong.devices.mesh import AXES, data_mesh, on_each_device
 
 # Batches handed to the device before the oldest is waited for: it never idles while the host pads the next.
 _IN_FLIGHT = 3

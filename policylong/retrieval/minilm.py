@@ -21,7 +21,7 @@ import tokenizers
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from policylong import elementwise
+from policylong.devices import elementwise
 from policylong.errors import UserError
 from policylong.retrieval.buckets import Encoder, encode_in_buckets
 from policylong.retrieval.files import checked_sha256, sha256_of, version_of

@@ -19,7 +19,7 @@ from policylong.retrieval.exact import ExactIndex
 from policylong.retrieval.files import sha256_of
 from policylong.retrieval.index import checked_queries, checked_rows, nothing
 from policylong.retrieval.memory import available_bytes
-from policylong.workdir import read_json, write_json
+from policylong.storage.workdir import read_json, write_json
 
 # Below, comparing all rows is as fast as a tree.
 BRUTE_FORCE_BELOW = 20_000

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from policylong import hosts
+from policylong.devices import hosts
 from policylong.retrieval.index import VectorIndex, checked_queries, nothing
 
 # Queries that are answered at a time: 1024 with 144 hits each are 1.2 MB from every process.

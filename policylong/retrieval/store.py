@@ -27,7 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from policylong import config as config_lib
-from policylong import hosts
+from policylong.devices import hosts
 from policylong.errors import UserError
 from policylong.retrieval.embedders import Embedder
 from policylong.retrieval.exact import ExactIndex
@@ -35,7 +35,7 @@ from policylong.retrieval.files import sha256_of, version_of
 from policylong.retrieval.index import VectorIndex
 from policylong.retrieval.scann_index import LEAST_ROWS, TUNING_QUERIES, ScannIndex, number_of_leaves
 from policylong.retrieval.sharded import ShardedIndex
-from policylong.workdir import read_json, write_json
+from policylong.storage.workdir import read_json, write_json
 
 SHARD_ROWS = 2048
 _QUERY_WORDS = 30

@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from policylong import hosts, tables
+from policylong.corpus.texts import ChunkTokens
+from policylong.devices import hosts
 from policylong.screening.scorer import Scorer
 from policylong.screening.screen import of_all_processes, read_roots
-from policylong.screening.texts import ChunkTokens
 from policylong.screening.verify import Pair, planned_tokens, verify
-from policylong.workdir import Round
+from policylong.storage import tables
+from policylong.storage.workdir import Round
 
 
 @dataclasses.dataclass(frozen=True)

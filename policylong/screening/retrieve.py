@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from policylong import config as config_lib
-from policylong import hosts
 from policylong.corpus.store import Corpus
+from policylong.corpus.texts import ChunkTokens
+from policylong.devices import hosts
 from policylong.randomness import generator
 from policylong.records import Anchor, Candidate, EntropyTrace, Negative, Positive, Root, by_document
 from policylong.retrieval.embedders import Embedder
 from policylong.retrieval.index import VectorIndex
 from policylong.screening.anchors import find_anchors, ngrams, query_span
-from policylong.screening.texts import ChunkTokens
 
 # Negatives ranked for each that the sequence has room for: the neighbours of a root's positives are partly the same.
 _SPARE = 4

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from policylong.devices.mesh import AXES, local_copy, local_mesh, on_each_device
 from policylong.likelihood.api import token_likelihood
 from policylong.likelihood.greedy import greedy_likelihood
-from policylong.mesh import AXES, local_copy, local_mesh, on_each_device
 from policylong.model.qwen import ModelConfig, hidden_states, output_matrix
 from policylong.padding import bucket
 

@@ -20,18 +20,19 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from policylong import config as config_lib
-from policylong import hosts, tables
 from policylong.corpus.roots import root_span, sample_documents
 from policylong.corpus.store import Corpus
+from policylong.corpus.texts import ChunkTokens
+from policylong.devices import hosts
 from policylong.errors import UserError
 from policylong.records import Anchor, Candidate, EntropyTrace, Negative, Positive, Root, Verdict
 from policylong.screening import judge
 from policylong.screening.anchors import entropy_threshold
 from policylong.screening.retrieve import Retriever
 from policylong.screening.scorer import Scorer
-from policylong.screening.texts import ChunkTokens
 from policylong.screening.verify import Pair, planned_tokens, verify
-from policylong.workdir import Round
+from policylong.storage import tables
+from policylong.storage.workdir import Round
 
 # A round with more verdicts keeps of what other anchors retrieved only the accepted ones: with 35 anchors a root and 32
 # candidates each, 25,000 roots have a billion, of which one in 35 is of an anchor's own candidate.

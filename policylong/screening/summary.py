@@ -5,9 +5,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from policylong import config as config_lib
-from policylong import tables
 from policylong.screening import judge
-from policylong.workdir import Round
+from policylong.storage import tables
+from policylong.storage.workdir import Round
 
 
 def summarise(config: config_lib.Screening, round_: Round, previous: Round | None) -> dict:

@@ -21,9 +21,9 @@ import pyarrow.compute as pc
 from array_record.python import array_record_module
 from etils import epath
 
-from policylong import tables
 from policylong.errors import UserError
 from policylong.records import LongSequence, Positive, Span
+from policylong.storage import tables
 from policylong.synthesis import packing
 
 # A new file is begun when one holds so much: 2,048 sequences of 32K tokens.

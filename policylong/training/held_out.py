@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from policylong import config as config_lib
-from policylong import mesh as meshes
+from policylong.devices import mesh as meshes
 from policylong.model.qwen import ModelConfig, Params
 from policylong.training.batches import place
 from policylong.training.step import NO_TARGET, TOKEN_AXES, Batch, make_packed_batch, summed_loss

@@ -11,7 +11,7 @@ import jax
 import tensorboardX
 from etils import epath
 
-from policylong.workdir import Workdir, write_atomically
+from policylong.storage.workdir import Workdir, write_atomically
 
 
 class MetricsLog:

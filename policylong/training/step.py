@@ -2,7 +2,7 @@
 
 The loss is the mean over all predictions of the whole batch that have a target, however they are spread over
 sequences, microbatches and devices: a token counts the same wherever it stands, unless it was given a weight
-(`policylong.long_gap`).
+(`policylong.screening.long_gap`).
 
 Letters: A microbatches, B sequences of one microbatch, L tokens of a sequence, D model, V vocabulary, C devices of
 the context axis.
@@ -21,9 +21,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from policylong import config as config_lib
-from policylong import mesh as meshes
 from policylong.attention.zigzag import zigzag
-from policylong.elementwise import cast
+from policylong.devices import mesh as meshes
+from policylong.devices.elementwise import cast
 from policylong.likelihood.api import next_token_loss
 from policylong.model.qwen import ModelConfig, Params, hidden_states, output_matrix
 from policylong.training.optimizer import learning_rate, make_optimizer, matrices

@@ -15,9 +15,10 @@ from etils import epath
 from tqdm import tqdm
 
 from policylong import config as config_lib
-from policylong import hardware, hosts
+from policylong.devices import hardware, hosts
 from policylong.errors import UserError
 from policylong.model.qwen import ModelConfig, Params
+from policylong.storage.workdir import Workdir
 from policylong.training.batches import Batches
 from policylong.training.checkpoint import Checkpoints
 from policylong.training.flops import train_flops_per_token
@@ -25,7 +26,6 @@ from policylong.training.metrics import MetricsLog
 from policylong.training.optimizer import make_optimizer
 from policylong.training.state import TrainState, abstract_state, initial_state, restart_optimizer
 from policylong.training.step import Metrics, abstract_batch, make_train_step, token_sharding
-from policylong.workdir import Workdir
 
 
 class TrainingDiverged(UserError):

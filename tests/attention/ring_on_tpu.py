@@ -2,18 +2,19 @@
 
 import re
 
-from policylong import aot
+from policylong.aot import compiler
 
 
 def main():
-  aot.prepare_environment()
+  compiler.prepare_environment()
   import jax
   import jax.numpy as jnp
 
-  from policylong import config, mesh
+  from policylong import config
   from policylong.attention import attention
+  from policylong.devices import mesh
 
-  devices = mesh.make_mesh(config.Mesh(data=1, fsdp=1, context=4, tensor=1), aot.topology_devices("v5e:2x2"))
+  devices = mesh.make_mesh(config.Mesh(data=1, fsdp=1, context=4, tensor=1), compiler.topology_devices("v5e:2x2"))
   tokens = jax.NamedSharding(devices, jax.sharding.PartitionSpec(None, "context"))
   q, k = (jax.ShapeDtypeStruct((1, 32768, heads, 128), jnp.bfloat16, sharding=tokens) for heads in (4, 2))
   def loss(q, k, v):

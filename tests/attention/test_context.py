@@ -15,8 +15,8 @@ from policylong import config as config_lib
 from policylong.attention import attention, blockwise
 from policylong.attention.api import CHECKPOINT_NAME
 from policylong.attention.zigzag import unzigzag, zigzag
+from policylong.devices.mesh import make_mesh
 from policylong.errors import UserError
-from policylong.mesh import make_mesh
 from tests.attention.test_attention import assert_matches, float64_attention, random_case, with_gradients
 
 

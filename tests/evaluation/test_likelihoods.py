@@ -11,6 +11,7 @@ from etils import epath
 from policylong.config import Source
 from policylong.errors import UserError
 from policylong.evaluation import documents, longppl, position_loss, results
+from policylong.screening import long_gap
 from tests.evaluation.stand_in import Losing
 
 
@@ -68,7 +69,7 @@ def test_a_short_context_has_the_window_or_up_to_a_quarter_more():
       return [np.arange(len(row), dtype=np.float32) for row in rows]  # how many tokens precede
 
   for length in (130, 200, 333):
-    (seen,) = longppl.short_nlls(Counting().token_nlls, [np.zeros(length, np.int32)], 100)
+    (seen,) = long_gap.short_nlls(Counting().token_nlls, [np.zeros(length, np.int32)], 100)
     assert np.isnan(seen[:100]).all()
     assert (seen[100:] >= 100).all() and (seen[100:] < 125).all()
 

@@ -14,16 +14,16 @@ from tokenizers import AddedToken
 
 from policylong import config as config_lib
 from policylong.convert import hf_to_orbax
+from policylong.devices.mesh import make_mesh
 from policylong.errors import UserError
 from policylong.evaluation.policy import Policy, load_policy
 from policylong.likelihood.greedy import greedy_likelihood
-from policylong.mesh import make_mesh
 from policylong.model import hf
 from policylong.model.tokenizer import load_tokenizer
 from policylong.screening.scorer import Scorer
+from policylong.storage.workdir import Workdir
 from policylong.training.checkpoint import Checkpoints
 from policylong.training.state import TrainState
-from policylong.workdir import Workdir
 from tests.training.tiny_training import whole_config
 
 # The issue's own bound; float32 on both sides stays near 1e-5.

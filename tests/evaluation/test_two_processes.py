@@ -6,11 +6,12 @@ import pathlib
 import subprocess
 import sys
 
+from tests.devices.test_hosts import free_address
+
 from tests.evaluation.command import evaluated
 from tests.evaluation.stand_in import StandIn
 from tests.evaluation.test_lm_eval_tasks import ARC, arc_like
 from tests.evaluation.test_longbench2 import QUESTIONS, write
-from tests.test_hosts import free_address
 
 
 def test_two_processes_share_the_requests_and_make_the_table_of_one(tmp_path, monkeypatch):

@@ -1,20 +1,20 @@
 """Compiles the programs of generation for v5e chips; prints bytes of a device's cache, and temporaries of each."""
 
-from policylong import aot
+from policylong.aot import compiler
 
 
 def main():
-  aot.prepare_environment()
+  compiler.prepare_environment()
   import jax
   import jax.numpy as jnp
 
   from policylong import config as config_lib
-  from policylong.mesh import make_mesh
+  from policylong.devices.mesh import make_mesh
   from policylong.model import qwen
   from policylong.model.decoding import Programs, Sampling, Slots
 
   config = qwen.ModelConfig("qwen2", 512, 256, 512, 4, 4, 2, 128, 1e-6, 1e4, None, 16384, True)
-  mesh = make_mesh(config_lib.Mesh(data=-1, fsdp=1, context=1, tensor=1), aot.topology_devices("v5e:2x2"))
+  mesh = make_mesh(config_lib.Mesh(data=-1, fsdp=1, context=1, tensor=1), compiler.topology_devices("v5e:2x2"))
   programs = Programs(config, mesh, jnp.dtype(jnp.bfloat16), apart=False)
   def rows(*shape, dtype=jnp.int32):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=programs.rows)

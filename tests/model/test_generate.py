@@ -12,7 +12,7 @@ import seeded
 
 from policylong import config as config_lib
 from policylong.attention.cached import chunk_attention, token_attention
-from policylong.mesh import make_mesh
+from policylong.devices.mesh import make_mesh
 from policylong.model import hf, qwen
 from policylong.model.decoding import Programs, Sampling, Slots
 from policylong.model.generate import Generator, Request

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from policylong import config as config_lib
-from policylong import mesh as meshes
+from policylong.devices import mesh as meshes
 from policylong.model import qwen
 
 CONFIGS = {

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from policylong import hosts
+from policylong.devices import hosts
 from policylong.retrieval import store
 from policylong.retrieval.exact import ExactIndex
 from policylong.retrieval.scann_index import ScannIndex

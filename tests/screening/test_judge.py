@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from policylong import tables
 from policylong.records import Verdict
 from policylong.screening import judge
+from policylong.storage import tables
 
 
 @pytest.mark.parametrize("share", [0.0, 0.005, 0.02, 0.5, 1.0])

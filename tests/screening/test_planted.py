@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from policylong import config as config_lib
-from policylong import tables
 from policylong.corpus.store import open_corpus
-from policylong.mesh import make_mesh
+from policylong.corpus.texts import ChunkTokens
+from policylong.devices.mesh import make_mesh
 from policylong.model import hf
 from policylong.model.tokenizer import load_tokenizer
 from policylong.retrieval.embedders import make_embedder
@@ -22,8 +22,8 @@ from policylong.retrieval.store import open_index
 from policylong.screening.retrieve import Retriever
 from policylong.screening.scorer import Scorer
 from policylong.screening.screen import Screener
-from policylong.screening.texts import ChunkTokens
-from policylong.workdir import Workdir
+from policylong.storage import tables
+from policylong.storage.workdir import Workdir
 
 # (root, the fact's words in it, the document that holds the fact, look-alikes that do not)
 PLANTED = {

@@ -8,14 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from policylong import tables
 from policylong.records import Anchor, Candidate, Negative, Positive, Root, Verdict
 from policylong.retrieval.exact import ExactIndex
 from policylong.screening import judge, screen
 from policylong.screening.retrieve import Retriever
 from policylong.screening.summary import summarise
 from policylong.screening.verify import Pair
-from policylong.workdir import Workdir
+from policylong.storage import tables
+from policylong.storage.workdir import Workdir
 from tests.training.tiny_training import whole_config
 
 SCREENING = dataclasses.replace(whole_config().screening, control_chunks=2)

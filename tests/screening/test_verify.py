@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from policylong import config as config_lib
-from policylong.mesh import make_mesh
+from policylong.devices.mesh import make_mesh
 from policylong.model.qwen import ModelConfig, hidden_states, init_params, output_matrix
 from policylong.screening.scorer import Scorer
 from policylong.screening.verify import Pair, verify

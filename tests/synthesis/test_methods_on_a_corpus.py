@@ -10,9 +10,9 @@ from etils import epath
 from configs.demo import get_config
 from policylong import config as config_lib
 from policylong.corpus.store import open_corpus
-from policylong.library import CorpusLibrary
 from policylong.model.tokenizer import load_tokenizer
 from policylong.retrieval.embedders import make_embedder
+from policylong.retrieval.library import CorpusLibrary
 from policylong.retrieval.store import open_index
 from policylong.synthesis import storage
 from policylong.synthesis.keywords import rake

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tiny_training import LENGTH, TINY, mesh_of, whole_config, write_sequences
 
+from policylong.storage.workdir import Workdir
 from policylong.training.train import Trainer
-from policylong.workdir import Workdir
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from tiny_training import LENGTH, TINY, mesh_of, tiny_params, training_config
 
-from policylong import hardware
+from policylong.devices import hardware
 from policylong.model.qwen import hidden_states, output_matrix
 from policylong.records import LongSequence, Span
+from policylong.storage.workdir import Workdir
 from policylong.synthesis.storage import sequence_paths, write_sequences
 from policylong.training.batches import Batches
 from policylong.training.step import mean_loss, token_sharding
 from policylong.training.train import Trainer
-from policylong.workdir import Workdir
 
 # Two blocks of a root behind its contexts, and two documents: (role, root, tokens).
 SPANS = [[("negative", "r", 2), ("positive", "r", 3), ("root", "r", 5), ("positive", "s", 12), ("root", "s", 10)],

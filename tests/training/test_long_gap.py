@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from tiny_training import LENGTH, TINY, mesh_of, tiny_params, write_records
 
-from policylong import long_gap
 from policylong.model.qwen import hidden_states, output_matrix
+from policylong.screening import long_gap
 from policylong.training.batches import Batches
 from policylong.training.step import Batch, mean_loss, token_sharding
 

@@ -6,7 +6,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from policylong import config as config_lib
-from policylong.mesh import make_mesh
+from policylong.devices.mesh import make_mesh
 from policylong.model.qwen import ModelConfig, declare
 
 LENGTH = 32

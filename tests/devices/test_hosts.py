@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from policylong import hosts
+from policylong.devices import hosts
 from policylong.errors import UserError
 from tests.small_run import make_small_run
 from tests.test_resume import REPOSITORY, _files, _leaves

@@ -19,7 +19,7 @@ from policylong.errors import UserError
 from policylong.model import hf, rope
 from policylong.model.qwen import ModelConfig, Params, abstract_params
 from policylong.model.tokenizer import end_tokens, load_tokenizer
-from policylong.workdir import Workdir, read_json
+from policylong.storage.workdir import Workdir, read_json
 
 _MODEL, _TOKENIZER = "model.json", "tokenizer"
 # Config, tokenizer and end tokens.

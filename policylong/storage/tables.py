@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from etils import epath
 
 from policylong.errors import UserError
-from policylong.workdir import write_atomically
+from policylong.storage.workdir import write_atomically
 
 _TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 

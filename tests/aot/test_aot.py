@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from policylong.optimised_hlo import summarise
+from policylong.aot.optimised_hlo import summarise
 
 GIB = 2**30
 

@@ -7,18 +7,19 @@ On several hosts, start the same command on each, as policylong.main says.
 
 from absl import flags
 
-from policylong import command_line, run_command_line
 from policylong import config as config_lib
+from policylong.commands import config_flags, run
 from policylong.errors import run_command
 
-flags.adopt_module_key_flags(run_command_line)
+flags.adopt_module_key_flags(run)
 
 
 def main() -> None:
   """The command."""
-  config = config_lib.parse(command_line.CONFIG.value, config_lib.FineTuning)
-  with run_command_line.started(config.mesh) as workdir:
-    from policylong import hosts, tuning  # after the flags: --help and mistakes answer at once
+  config = config_lib.parse(config_flags.CONFIG.value, config_lib.FineTuning)
+  with run.started(config.mesh) as workdir:
+    from policylong.devices import hosts  # after the flags: --help and mistakes answer at once
+    from policylong.sft import tuning
 
     final = tuning.run(config, workdir)
     if hosts.is_first():
@@ -29,5 +30,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  command_line.parse(__doc__, required=("config", "workdir"))
+  config_flags.parse(__doc__, required=("config", "workdir"))
   run_command(main)

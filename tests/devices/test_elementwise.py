@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from policylong.elementwise import cast, exp
+from policylong.devices.elementwise import cast, exp
 
 
 def test_exp_is_that_of_float64():

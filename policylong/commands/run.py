@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from absl import flags
 
-from policylong import command_line
 from policylong import config as config_lib
+from policylong.commands import config_flags
 from policylong.errors import UserError
 
-flags.adopt_module_key_flags(command_line)
+flags.adopt_module_key_flags(config_flags)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; the same folder resumes it.")
 _HOSTS = (flags.DEFINE_string("coordinator_address", None, "host:port of process 0, for several processes."),
           flags.DEFINE_integer("num_processes", None, "How many processes there are."),
@@ -26,7 +26,7 @@ def started(mesh: config_lib.Mesh) -> Iterator[str]:
   """
   logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
   logging.getLogger("policylong").setLevel(logging.INFO)
-  from policylong import hosts  # after the flags: --help and mistakes answer at once
+  from policylong.devices import hosts  # after the flags: --help and mistakes answer at once
 
   if not _WORKDIR.value:
     raise UserError("--workdir is empty: name a folder")

@@ -18,12 +18,12 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from policylong import config as config_lib
-from policylong import hosts, tables
-from policylong.evaluation.longppl import short_nlls
+from policylong.devices import hosts
 from policylong.screening.scorer import Scorer
+from policylong.storage import tables
+from policylong.storage.workdir import Round
 from policylong.synthesis.storage import sequence_paths, write_records
 from policylong.training.batches import Sequences
-from policylong.workdir import Round
 
 _MOST = 5.0
 # Sequences that are read between two writings.
@@ -69,6 +69,22 @@ def gaps(token_nlls: Callable, rows: Sequence[np.ndarray], window: int) -> tuple
   """
   long, short = np.stack(token_nlls(rows)), np.stack(short_nlls(token_nlls, rows, window))
   return short - long, long
+
+
+def short_nlls(token_nlls, rows: Sequence[np.ndarray], short_window: int) -> list[np.ndarray]:
+  """The loss of each token given `short_window` tokens or up to a quarter more; NaN where no more precede it.
+
+  Args:
+    token_nlls: a Policy's.
+    rows: int32[T] each.
+  """
+  step = max(1, short_window // 4)
+  windows = [(row, start) for row in range(len(rows)) for start in range(0, len(rows[row]) - short_window, step)]
+  scored = token_nlls([rows[row][start:start + short_window + step] for row, start in windows])
+  result = [np.full(len(row), np.nan, np.float32) for row in rows]
+  for (row, start), values in zip(windows, scored):
+    result[row][start + short_window:start + short_window + step] = values[short_window:]
+  return result
 
 
 def longce_weights(gap: np.ndarray) -> np.ndarray:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from policylong import config, mesh
+from policylong import config
+from policylong.devices import mesh
 from policylong.errors import UserError
 
 

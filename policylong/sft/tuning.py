@@ -20,18 +20,18 @@ from etils import epath
 from tqdm import tqdm
 
 from policylong import config as config_lib
-from policylong import hosts
 from policylong.corpus.conversations import Conversation, Messages, read_conversations
 from policylong.corpus.sources import find_files
+from policylong.devices import hosts
+from policylong.devices.mesh import make_mesh
 from policylong.errors import UserError
-from policylong.mesh import make_mesh
 from policylong.model.chat import Chat, Example, NotRendered
-from policylong.stored import StoredModel, describe, open_model
+from policylong.model.stored import StoredModel, describe, open_model
+from policylong.storage.workdir import Workdir, read_json, write_atomically, write_json
 from policylong.synthesis.packing import pack
 from policylong.synthesis.storage import read_tokens, sequence_paths, write_records
 from policylong.training.held_out import HeldOut
 from policylong.training.train import Trainer
-from policylong.workdir import Workdir, read_json, write_atomically, write_json
 
 log = logging.getLogger(__name__)
 

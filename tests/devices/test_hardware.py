@@ -5,7 +5,7 @@ import types
 import jax
 import pytest
 
-from policylong import hardware
+from policylong.devices import hardware
 
 
 def device(kind, platform="tpu"):

@@ -17,16 +17,18 @@ from safetensors.numpy import load_file
 
 from configs import sft
 from policylong import config as config_lib
-from policylong import convert, stored, tuning
+from policylong import convert
 from policylong.errors import UserError
+from policylong.model import stored
 from policylong.model.tokenizer import load_tokenizer
+from policylong.sft import tuning
+from policylong.storage.workdir import Workdir
 from policylong.synthesis import storage
 from policylong.synthesis.storage import read_tokens, sequence_paths
 from policylong.training.metrics import MetricsLog
-from policylong.workdir import Workdir
 from tests.small_chat import QWEN2_SHAPED, QWEN3_SHAPED, conversation, small_tuning, write_chats, write_model
 
-REPOSITORY = pathlib.Path(__file__).parents[1]
+REPOSITORY = pathlib.Path(__file__).parents[2]
 BAD = ["not json", '{"text": "x"}', [{"role": "user", "content": "Hi"}], [{"role": "tool", "content": "4"}],
        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "word " * 300}]]
 SKIPPED = {"not JSON": 1, "messages missing": 1, "no assistant turn": 1, "longer than 128 tokens": 1,

@@ -8,9 +8,9 @@ import pytest
 
 from configs.demo import get_config
 from policylong import config as config_lib
-from policylong import tables, workdir
 from policylong.errors import UserError, run_command
 from policylong.records import Verdict
+from policylong.storage import tables, workdir
 
 
 def _config(seed=0):

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from policylong import config as config_lib
-from policylong import hosts
 from policylong.corpus.roots import sample_documents
 from policylong.corpus.store import Corpus
+from policylong.corpus.texts import ChunkTokens
+from policylong.devices import hosts
 from policylong.randomness import generator
 from policylong.retrieval.bm25 import Bm25
 from policylong.retrieval.embedders import Embedder
 from policylong.retrieval.exact import ExactIndex
 from policylong.retrieval.index import VectorIndex
-from policylong.screening.texts import ChunkTokens
 
 
 class CorpusLibrary:
