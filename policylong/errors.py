@@ -1,4 +1,4 @@
-"""One sentence for a person's mistake, and the exit codes of every command.
+"""One sentence for a person's mistake or for what is not installed, and the exit codes of every command.
 
 A `UserError` is about what the user gave us: a file, a field, a record. Its text is one sentence that
 names the thing, the value found and the value wanted. Everything else that is raised is our own fault
@@ -6,12 +6,48 @@ and keeps its stack trace.
 """
 
 import errno
+import importlib
+import importlib.util
 import sys
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Sequence
 
 
 class UserError(Exception):
   """Bad input; `str(error)` is one sentence that says what was found and what is wanted."""
+
+
+def optional_import(name: str, extra: str, who: str) -> types.ModuleType:
+  """The module `name` of a package that a plain install leaves out.
+
+  Args:
+    name: of the module, e.g. "tensorflow_datasets".
+    extra: the extra of setup.py that brings it, e.g. "tfds".
+    who: what needs it, as a sentence begins: "source 'web', of kind tfds,".
+
+  Raises:
+    UserError: it, or something that it imports itself, is not installed.
+  """
+  check_installed([name], extra, who)
+  try:
+    return importlib.import_module(name)
+  except ModuleNotFoundError as error:
+    raise _missing([error.name or name], extra, who) from error
+
+
+def check_installed(names: Sequence[str], extra: str, who: str) -> None:
+  """As `optional_import`, for several top-level modules, and without importing them.
+
+  Raises:
+    UserError: at least one is not installed.
+  """
+  if missing := [name for name in names if importlib.util.find_spec(name) is None]:
+    raise _missing(missing, extra, who)
+
+
+def _missing(names: Sequence[str], extra: str, who: str) -> UserError:
+  return UserError(f"{who} needs {', '.join(names)}, which a plain install leaves out: pip install -e '.[{extra}]' in "
+                   "the project's folder")
 
 
 def run_command(main: Callable[[], None]) -> None:

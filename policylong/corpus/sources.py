@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from policylong import config as config_lib
-from policylong.errors import UserError
+from policylong.errors import UserError, optional_import
 from policylong.records import Document
 
 # Why a record is no document.
@@ -272,8 +272,8 @@ def _text_of(value):
 
 def _builder(source):
   """The TFDS builder that `path` names: a prepared folder, or "name", "name/config", "name:version"."""
-  import tensorflow_datasets as tfds  # a second of start-up that only this kind of source needs
-
+  # A second of start-up that only this kind of source needs.
+  tfds = optional_import("tensorflow_datasets", "tfds", f"source {source.name!r}, of kind tfds,")
   path = os.path.expanduser(source.path)
   try:
     return tfds.builder_from_directory(path) if os.path.isdir(path) else tfds.builder(source.path)

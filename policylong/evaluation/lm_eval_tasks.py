@@ -16,6 +16,7 @@ from typing import Any
 
 from etils import epath
 
+from policylong import errors
 from policylong.devices import hosts
 from policylong.errors import UserError
 from policylong.evaluation import ruler
@@ -80,10 +81,7 @@ def run(policy, tasks: Sequence[str], options: Options, directory: epath.Path) -
 
 def check_installed() -> None:
   """Raises a UserError where lm-eval is not installed, and prepares it where it is."""
-  try:
-    version()
-  except importlib.metadata.PackageNotFoundError as error:
-    raise UserError("lm-eval is not installed: pip install -e '.[evaluation]' in the project's folder") from error
+  errors.check_installed(["lm_eval"], "evaluation", "a task of lm-eval")
   # Its workers would be forks of a process in which JAX has threads.
   os.environ.setdefault("DISABLE_MULTIPROC", "1")
 

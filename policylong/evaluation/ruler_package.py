@@ -26,6 +26,7 @@ from collections.abc import Sequence
 
 import yaml
 
+from policylong import errors
 from policylong.errors import UserError
 from policylong.material import fetch_ruler
 
@@ -58,9 +59,7 @@ class Task:
 
 def check_installed() -> None:
   """Raises a UserError where something that RULER's generators import is not installed."""
-  if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
-    raise UserError(f"RULER's generators need {', '.join(missing)}: pip install -e '.[evaluation]' in the project's "
-                    "folder")
+  errors.check_installed(_NEEDED, "evaluation", "RULER's generator")
 
 
 class Package:

@@ -3,15 +3,19 @@
 A line that has a "step" is one training step's. What else is written to the file is left alone.
 """
 
+import functools
 import json
+import logging
 import os
 from typing import Any
 
 import jax
-import tensorboardX
 from etils import epath
 
+from policylong.errors import UserError, optional_import
 from policylong.storage.workdir import Workdir, write_atomically
+
+log = logging.getLogger(__name__)
 
 
 class MetricsLog:
@@ -24,7 +28,7 @@ class MetricsLog:
       drop_steps_after(workdir.metrics, after_step)
       workdir.metrics.parent.mkdir(parents=True, exist_ok=True)
       self._file = workdir.metrics.open("a")
-      self._board = tensorboardX.SummaryWriter(os.fspath(workdir.tensorboard), purge_step=after_step + 1)
+      self._board = _open_board(workdir, purge_step=after_step + 1)
 
   def write(self, line: dict[str, Any]) -> None:
     """One step: a JSON line, at once on its way to the disk, and its numbers as TensorBoard scalars."""
@@ -32,7 +36,7 @@ class MetricsLog:
       return
     self._file.write(json.dumps(line, allow_nan=False) + "\n")
     self._file.flush()
-    for name, value in line.items():
+    for name, value in line.items() if self._board else ():
       if name != "step" and value is not None:
         self._board.add_scalar(f"training/{name}", value, line["step"])
 
@@ -42,14 +46,31 @@ class MetricsLog:
   def __exit__(self, *_) -> None:
     if self._file is not None:
       self._file.close()
+    if self._board is not None:
       self._board.close()
 
 
 def write_scalars(workdir: Workdir, step: int, values: dict[str, float]) -> None:
   """Numbers that are no training step's, to TensorBoard alone. One process calls it."""
-  with tensorboardX.SummaryWriter(os.fspath(workdir.tensorboard)) as board:
-    for name, value in values.items():
-      board.add_scalar(name, value, step)
+  if board := _open_board(workdir):
+    with board:
+      for name, value in values.items():
+        board.add_scalar(name, value, step)
+
+
+def _open_board(workdir: Workdir, **options) -> Any:
+  """A writer of TensorBoard's files; None, and one sentence the first time, where its package is not installed."""
+  try:
+    tensorboard = optional_import("tensorboardX", "tensorboard", "TensorBoard")
+  except UserError as error:
+    _say_once(f"{error}; this run goes on with metrics.jsonl alone")
+    return None
+  return tensorboard.SummaryWriter(os.fspath(workdir.tensorboard), **options)
+
+
+@functools.cache
+def _say_once(sentence: str) -> None:
+  log.info(sentence)
 
 
 def drop_steps_after(path: epath.Path, step: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from importlib import metadata
 
 import lm_eval.tasks
@@ -161,10 +162,7 @@ def test_mistakes_are_told_in_one_sentence(tmp_path, monkeypatch, capsys):
 
 
 def test_without_lm_eval_the_sentence_says_what_to_install(tmp_path, monkeypatch, capsys):
-  def missing(name):
-    raise metadata.PackageNotFoundError(name)
-
-  monkeypatch.setattr("policylong.evaluation.lm_eval_tasks.importlib.metadata.version", missing)
+  monkeypatch.setitem(sys.modules, "lm_eval", None)
   assert "pip install -e '.[evaluation]'" in refused(monkeypatch, capsys, StandIn(), tmp_path, "--tasks=arc_easy")
 
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 from tests.devices.test_hosts import free_address
-
 from tests.evaluation.command import evaluated
 from tests.evaluation.stand_in import StandIn
 from tests.evaluation.test_lm_eval_tasks import ARC, arc_like
