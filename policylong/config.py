@@ -1,7 +1,7 @@
 """From a ConfigDict at the door to frozen, validated dataclasses inside.
 
-A config file (configs/*.py) gives every field; no default lives here or anywhere else. What a field
-means stands above it in the config files; what it must satisfy stands here, and every refusal names
+A config file gives every field: those of paper.py, where each has a value and a comment above it, once, but for what
+the file changes. No default lives here or anywhere else. What a field must satisfy stands here, and every refusal names
 the field, the value found and the value wanted.
 """
 
@@ -183,7 +183,7 @@ class Synthesis:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """How a step is made, whatever it is made of; configs/qwen3b_128k.py has the published values."""
+  """How a step is made, whatever it is made of; paper.py has the published values."""
   batch_size: int
   accumulation: int
   peak_learning_rate: float

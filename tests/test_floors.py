@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "policylong"
 FLOORS = (
     {"errors", "records", "randomness", "padding"},
     {"config", "material"},
-    {"storage", "devices"},
+    {"paper", "storage", "devices"},
     {"commands", "attention", "likelihood"},
     {"model", "corpus", "synthesis"},
     {"retrieval", "training", "report"},

@@ -53,10 +53,8 @@ def describe(found: compiler.Compiled) -> str:
 
 def main() -> None:
   """The command."""
+  config = config_flags.config()
   compiler.prepare_environment()
-  from policylong import config as config_lib
-
-  config = config_lib.parse(config_flags.CONFIG.value)
   for program in _PROGRAM.value:
     if program not in PROGRAMS:
       raise UserError(f"--program is {program!r}; it must be one of {', '.join(PROGRAMS)}")

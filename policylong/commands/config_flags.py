@@ -1,13 +1,34 @@
-"""The flags of the commands that take a config file: --config=FILE.py[:argument] and --config.any.field=value."""
+"""The flags of the commands that take a config: --config=FILE.py[:argument], --config.a.field=value, --print_config."""
 
 import pathlib
 import sys
+import traceback
 from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import config_flags
 
+from policylong import config as config_lib
+from policylong.commands import printed_config
+
+_MODULE = "config_config"  # the name under which ml_collections loads the file
+_MISTAKES = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)  # what it and absl raise of them
+
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/demo.py", lock_config=True)
+_PRINT = flags.DEFINE_bool("print_config", False, "Prints every field with what it means, as a config file, and exits.")
+
+
+def config[Kind](kind: type[Kind] = config_lib.Config) -> Kind:
+  """The config that was given, validated. With --print_config it is printed, and the command ends.
+
+  Raises:
+    ConfigError: a field is missing, unknown, of the wrong type, or contradicts another.
+  """
+  validated = config_lib.parse(CONFIG.value, kind)
+  if _PRINT.value:
+    print(printed_config.text(CONFIG.value), end="")
+    sys.exit(0)
+  return validated
 
 
 def config_name() -> str:
@@ -20,7 +41,7 @@ def parse(help_text: str, required: Sequence[str]) -> None:
 
   Args:
     help_text: what --help says above the flags.
-    required: flags that must be given.
+    required: flags that must be given; with --print_config it is --config only.
   """
   if any(argument in ("--help", "-h", "-help", "--helpfull") for argument in sys.argv[1:]):
     print(help_text + "\n" + flags.FLAGS.main_module_help())
@@ -29,15 +50,35 @@ def parse(help_text: str, required: Sequence[str]) -> None:
     rest = flags.FLAGS(sys.argv)
     if len(rest) > 1:
       raise flags.Error(f"unexpected argument {rest[1]!r}")
-    for name in required:
-      if flags.FLAGS[name].value is None:
+    for name in ("config",) if _PRINT.value else required:
+      if flags.FLAGS[name].value is None and not (name == "config" and flags.FLAGS[name].present):
         raise flags.Error(f"--{name} is missing")
     file = config_name().partition(":")[0]
-    if not pathlib.Path(file).exists():
+    if not pathlib.Path(file).is_file():
       raise flags.Error(f"--config is {file}, and no such file exists")
+    if not hasattr(CONFIG.value, "to_dict"):
+      raise flags.Error(f"get_config() of {file} gives {CONFIG.value!r}; it must return a ConfigDict")
     CONFIG.value.to_dict()  # a file that cannot be read is only told of when it is used
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+  except Exception as error:
+    sentence = _in_config_file(error)
+    if not sentence and not isinstance(error, _MISTAKES):
+      raise
     # A KeyError's str() is its repr, and some of these messages hold another's.
-    sentence = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
+    sentence = " ".join((sentence or str(error)).replace("\\n", " ").replace("\\'", "'").split())
     print(f"usage error: {sentence} (see --help)", file=sys.stderr)
     sys.exit(2)
+
+
+def _in_config_file(error: BaseException | None) -> str:
+  """What went wrong in the config file, and where: "mine.py, line 4: name 'x' is not defined"; "": nothing did."""
+  sentence = ""
+  while error:  # the first that was raised is the last of the chain
+    if isinstance(error, SyntaxError):
+      sentence = f"{error.filename}, line {error.lineno}: {error.msg}"
+    for frame, line in traceback.walk_tb(error.__traceback__):
+      if frame.f_globals.get("__name__") == _MODULE:
+        sentence = f"{frame.f_code.co_filename}, line {line}: {str(error) or type(error).__name__}"
+    if isinstance(error, AttributeError | TypeError) and not sentence and "get_config" in str(error):
+      sentence = f"the config file's get_config(): {str(error).strip().splitlines()[-1]}"
+    error = error.__cause__ or error.__context__
+  return sentence

@@ -16,7 +16,7 @@ flags.adopt_module_key_flags(run)
 
 def main() -> None:
   """The command."""
-  config = config_lib.parse(config_flags.CONFIG.value, config_lib.FineTuning)
+  config = config_flags.config(config_lib.FineTuning)
   with run.started(config.mesh) as workdir:
     from policylong.devices import hosts  # after the flags: --help and mistakes answer at once
     from policylong.sft import tuning
