@@ -1,37 +1,39 @@
 """The entropy op: streaming against the plain formula, in one run.
 
-  python -m benchmarks.entropy_op [--json=results.json]
+  python -m benchmarks.entropy_op [--tokens=2048] [--json=results.json]
 
 Takes about two minutes on two CPU cores and 10 GB of memory. Three questions, ratios first:
 - memory: temporaries at T = 4096, V = 151,936 by the compiler's own account;
 - error there against float64, over a sample of the tokens;
-- time at SmolLM2-135M's shape (T = 2048, D = 576, V = 49,152, bfloat16), and which share of this machine's
+- time at SmolLM2-135M's shape (T = --tokens, D = 576, V = 49,152, bfloat16), and which share of this machine's
   matmul peak that is: logits are T D V multiply-adds, the peak is a square bfloat16 product in this run.
 """
 
 import argparse
 import json
+import math
 import pathlib
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.clock import peak_flops, seconds_a_call
 from policylong.likelihood import token_likelihood
 
 QWEN = (4096, 896, 151_936)
-SMOLLM2 = (2048, 576, 49_152)
-PEAK_SIZE = 2048
+SMOLLM2 = (576, 49_152)
 SAMPLED_TOKENS = 64
 
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--json", help="also write the numbers to this file")
-  parser.add_argument("--repeats", type=int, default=10, help="the best of so many runs counts (default: 10)")
+  parser.add_argument("--repeats", type=int, default=10, help="the median of so many runs counts (default: 10)")
+  parser.add_argument("--tokens", type=int, default=2048, help="tokens that are timed (default: 2048)")
   arguments = parser.parse_args()
-  results = {"device": jax.devices()[0].device_kind, **memory_and_error(), **speed(arguments.repeats)}
+  results = {"device": jax.devices()[0].device_kind, "tokens": arguments.tokens, **memory_and_error(),
+             **speed(arguments.tokens, arguments.repeats)}
   report(results)
   if arguments.json:
     pathlib.Path(arguments.json).write_text(json.dumps(results, indent=2) + "\n")
@@ -51,25 +53,13 @@ def memory_and_error() -> dict:
           "plain_temporaries": plain.memory_analysis().temp_size_in_bytes, "error_nats": errors}
 
 
-def speed(repeats: int) -> dict:
-  """Seconds of both forms, in turns so that a busy machine is busy for both, and of the peak product."""
-  T, D, V = SMOLLM2
-  arrays = example(*SMOLLM2)
-  squares = jnp.ones((2, PEAK_SIZE, PEAK_SIZE), jnp.bfloat16)
-  # Two different operands: XLA's CPU compiler has no fast kernel for a matrix with itself.
-  product = jax.jit(lambda x, y: jnp.einsum("td,vd->tv", x, y, preferred_element_type=jnp.float32)).lower(
-      *squares).compile()
-  runs = {"streaming": (compiled("streaming", arrays), arrays), "plain": (compiled("reference", arrays), arrays),
-          "product": (product, tuple(squares))}
-  best = dict.fromkeys(runs, float("inf"))
-  for _ in range(repeats):
-    for name, (function, inputs) in runs.items():
-      start = time.perf_counter()
-      jax.block_until_ready(function(*inputs))
-      best[name] = min(best[name], time.perf_counter() - start)
-  return {"streaming_seconds": best["streaming"], "plain_seconds": best["plain"],
-          "streaming_flops": 2 * T * D * V / best["streaming"],
-          "peak_flops": 2 * PEAK_SIZE ** 3 / best["product"]}
+def speed(tokens: int, repeats: int) -> dict:
+  """Seconds of both forms and FLOP/s of the streaming one, beside the peak product's."""
+  arrays = example(tokens, *SMOLLM2)
+  seconds = {name: seconds_a_call(compiled(name, arrays), *arrays, turns=repeats)
+             for name in ("streaming", "reference")}
+  return {"streaming_seconds": seconds["streaming"], "plain_seconds": seconds["reference"],
+          "streaming_flops": 2 * tokens * math.prod(SMOLLM2) / seconds["streaming"], "peak_flops": peak_flops()}
 
 
 def example(T: int, D: int, V: int):
@@ -99,8 +89,8 @@ def report(results: dict) -> None:
   print(f"memory   {plain / streaming:7.1f} x less   {streaming / 1e6:,.0f} MB of temporaries, plain "
         f"{plain / 1e6:,.0f} MB (T, D, V = {QWEN})")
   print(f"time     {results['plain_seconds'] / results['streaming_seconds']:7.1f} x faster "
-        f"{results['streaming_seconds'] * 1e3:,.0f} ms, plain {results['plain_seconds'] * 1e3:,.0f} ms "
-        f"(T, D, V = {SMOLLM2})")
+        f"{results['streaming_seconds'] * 1e3:,.1f} ms, plain {results['plain_seconds'] * 1e3:,.1f} ms "
+        f"(T, D, V = {(results['tokens'], *SMOLLM2)})")
   print(f"peak     {results['streaming_flops'] / results['peak_flops']:7.0%} of it     "
         f"{results['streaming_flops'] / 1e9:,.0f} GFLOP/s of {results['peak_flops'] / 1e9:,.0f}, {results['device']}")
   print("error    " + ", ".join(f"{name} {error:.1e}" for name, error in results["error_nats"].items())

@@ -22,8 +22,9 @@ def score(model, tokens):
 
 
 def main():
-  model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16).eval()
-  tokens = torch.tensor(json.loads(sys.stdin.readline()))
+  device = "cuda" if torch.cuda.is_available() else "cpu"
+  model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16).to(device).eval()
+  tokens = torch.tensor(json.loads(sys.stdin.readline()), device=device)
   for _ in sys.stdin:
     start = time.perf_counter()
     entropy, nll = score(model, tokens)

@@ -6,7 +6,7 @@ Letters: B batch, S sequence, N query heads, K key/value heads, H head size.
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -75,7 +75,7 @@ def attention(
     implementation: "blockwise", "reference", "splash" or "cudnn"; None chooses one and logs the choice once.
 
   Returns:
-    The attended values in q's dtype. They and their lse carry the name `CHECKPOINT_NAME` for remat policies.
+    The attended values in q's dtype. `remat_policy` keeps them and their lse under the name `CHECKPOINT_NAME`.
 
   Raises:
     UserError: the implementation or context does not exist or cannot be used here, and why.
@@ -89,6 +89,14 @@ def attention(
     run = _on_mesh(cudnn.attention, "qkk", "q") if mesh else cudnn.attention
     return run(q, k, v)
   return _attention(q, k, v, _Segments(positions, segment_ids), _How(implementation, context, mesh is not None))
+
+
+def remat_policy(names: Sequence[str]) -> Callable[..., bool]:
+  """For `jax.checkpoint`: keeps what has one of these names; by `CHECKPOINT_NAME` whatever the implementation."""
+  named = jax.checkpoint_policies.save_only_these_names(*names)
+  if CHECKPOINT_NAME not in names:
+    return named
+  return jax.checkpoint_policies.save_from_both_policies(named, cudnn.is_forward)
 
 
 # The derivative stands outside of shard_map: so the two named values are the whole arrays, which a remat policy

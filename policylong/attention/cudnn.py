@@ -7,6 +7,9 @@ form under no public name: it serves whole, unpacked sequences.
 import jax
 import jax.numpy as jnp
 
+# JAX's name of the kernel's forward pass, from which its derivative has what it keeps: values and lse.
+_FORWARD = "dot_product_attention_fwd_wrapper"
+
 
 def unsuitable(q: jax.Array, platform: str, *, packed: bool, positions: bool, context: bool) -> str | None:
   """Why it cannot be used here, or None."""
@@ -29,3 +32,8 @@ def unsuitable(q: jax.Array, platform: str, *, packed: bool, positions: bool, co
 def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
   """Causal attention; shapes as in `api.attention`."""
   return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+
+
+def is_forward(primitive, *_, **__) -> bool:
+  """A remat policy: the kernel's values and lse are kept. They are made within JAX's function, so they bear no name."""
+  return primitive.name == _FORWARD

@@ -80,18 +80,21 @@ def peak_flops(devices: Sequence[jax.Device]) -> float | None:
   at a rate that is measured (once, about 0.3 s).
   """
   if devices[0].platform == "cpu":
-    return _measured_cpu_flops() * len({device.process_index for device in devices})
+    here = jax.local_devices(backend="cpu")[0]
+    return measured_flops(here, 1024) * len({device.process_index for device in devices})
   kind = devices[0].device_kind
   return next((peak * len(devices) for name, peak in PEAKS.items() if kind.startswith(name)), None)
 
 
 @functools.cache
-def _measured_cpu_flops(size: int = 1024, seconds: float = 0.3) -> float:
-  """The best rate of a [size, size] bf16 matmul within about `seconds`, on an otherwise idle machine."""
+def measured_flops(device: jax.Device, size: int, seconds: float = 0.3) -> float:
+  """The best rate, FLOP/s, of a [size, size] bf16 matmul within about `seconds`, where nothing else runs.
+
+  Of random numbers: a GPU multiplies ones faster, because they take less power.
+  """
   # Sums in float32, and two different operands: otherwise XLA's CPU compiler does not take its fast kernel.
-  matmul = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32),
-                   device=jax.local_devices(backend="cpu")[0])
-  x, y = jnp.ones((size, size), jnp.bfloat16), jnp.full((size, size), 2, jnp.bfloat16)
+  matmul = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32), device=device)
+  x, y = (jax.device_put(jax.random.normal(jax.random.key(i), (size, size), jnp.bfloat16), device) for i in range(2))
   matmul(x, y).block_until_ready()
   fastest, end = float("inf"), time.perf_counter() + seconds
   while (start := time.perf_counter()) < end:

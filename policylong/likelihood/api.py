@@ -114,7 +114,8 @@ def sharded_token_likelihood(
 
 def _blocks(token_block: int | None, vocab_block: int | None) -> tuple[int, int]:
   """The tile of logits, by platform where it is left open."""
-  best = streaming.CPU_BLOCKS if meshes.platform() == "cpu" else streaming.ACCELERATOR_BLOCKS
+  best = {"cpu": streaming.CPU_BLOCKS, "gpu": streaming.GPU_BLOCKS, "cuda": streaming.GPU_BLOCKS}.get(
+      meshes.platform(), streaming.ACCELERATOR_BLOCKS)
   return best[0] if token_block is None else token_block, best[1] if vocab_block is None else vocab_block
 
 

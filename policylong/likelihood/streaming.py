@@ -29,6 +29,10 @@ CPU_BLOCKS = (512, 2048)
 # 64 MB of float32 logits: tall enough that reading the output matrix again for each block of tokens is hidden
 # behind the products: 2,048 operations for each byte of it.
 ACCELERATOR_BLOCKS = (2048, 8192)
+# XLA writes a tile of logits to a GPU's memory in any case, so it is as large as that easily holds, 256 MB: 16,384
+# tokens of SmolLM2-135M took 3.9 ms, against 4.6 by the tile above, and their loss and gradients 10.3 against 12.2 on
+# one NVIDIA H100.
+GPU_BLOCKS = (8192, 8192)
 
 # A tile is folded eightfold before anything is carried, so the carry is an eighth of its width.
 _FOLDS = 8

@@ -23,7 +23,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from policylong.attention.api import CHECKPOINT_NAME as ATTENDED
-from policylong.attention.api import attention
+from policylong.attention.api import attention, remat_policy
 from policylong.devices import mesh as meshes
 from policylong.devices.elementwise import cast
 from policylong.errors import UserError
@@ -252,7 +252,7 @@ class Decoder(nnx.Module):
 
     if (kept := REMAT[remat]) is not None:
       # prevent_cse is for remat outside of loops; a scan keeps the two passes apart by itself
-      step = jax.checkpoint(step, prevent_cse=False, policy=jax.checkpoint_policies.save_only_these_names(*kept))
+      step = jax.checkpoint(step, prevent_cse=False, policy=remat_policy(kept))
     (x, carried), _ = lax.scan(step, (x, carried), stacked)
     return rms_norm(x, self.final_norm[...], config.norm_eps).astype(compute_dtype), carried
 

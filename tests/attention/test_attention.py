@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from policylong.attention import attention as any_attention
 from policylong.attention import blockwise, cudnn
+from policylong.attention.api import remat_policy
 from policylong.errors import UserError
 
 IMPLEMENTATIONS = ["blockwise", "reference", "splash"]
@@ -98,6 +99,19 @@ def test_any_length_and_block(S, block, kind, monkeypatch):
     monkeypatch.setattr(blockwise, "SHORT_BLOCK", block)
   arrays = random_case(1, S, 3, 1, 8)
   positions, segment_ids = masks(kind, 1, S)
+  values = with_gradients(lambda q, k, v: any_attention(
+      q, k, v, positions=positions, segment_ids=segment_ids, implementation="blockwise"), *arrays)
+  assert_matches(values, float64_attention(*arrays, positions, segment_ids))
+
+
+@pytest.mark.parametrize("S, kind", [(1, "causal"), (300, "packed"), (600, "packed and shuffled")])
+def test_the_blocks_of_a_gpu_agree_with_float64(S, kind, monkeypatch):
+  monkeypatch.setattr(blockwise, "GPU_BLOCK", 512)  # 600 tokens are two of them, 300 one of 384
+  monkeypatch.setattr(blockwise.meshes, "platform", lambda: "gpu")
+  assert blockwise._block(S) == {1: 128, 300: 384, 600: 512}[S]
+  arrays = random_case(1, S, 3, 1, 8)
+  positions, segment_ids = masks(kind, 1, S)
+  monkeypatch.setattr(cudnn, "unsuitable", lambda *_, **__: "this is a test")
   values = with_gradients(lambda q, k, v: any_attention(
       q, k, v, positions=positions, segment_ids=segment_ids, implementation="blockwise"), *arrays)
   assert_matches(values, float64_attention(*arrays, positions, segment_ids))
@@ -202,6 +216,20 @@ def test_cudnn_is_for_gpus_from_ampere_on(monkeypatch, capability, suits):
   monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
   reason = cudnn.unsuitable(jnp.zeros((1, 8, 2, 64), jnp.bfloat16), "gpu", packed=False, positions=False, context=False)
   assert reason is None if suits else f"this GPU has {capability}" in reason
+
+
+@pytest.mark.parametrize(("names", "times"), [(["attention"], 1), (["something else"], 2)])
+def test_a_remat_policy_keeps_what_cudnn_returns(monkeypatch, names, times):
+  """Counted in the traced program, since the kernel runs on NVIDIA GPUs only."""
+  from jax._src.cudnn import fused_attention_stablehlo as kernel
+  monkeypatch.setattr(kernel, "check_cudnn_version", lambda: 91000)
+  monkeypatch.setattr(kernel, "check_is_flash_attention", lambda *_, **__: None)
+  q, k = (jnp.zeros((1, 128, heads, 64), jnp.bfloat16) for heads in (4, 2))
+
+  def loss(q):
+    layer = jax.checkpoint(lambda x, _: (cudnn.attention(x, k, k), None), prevent_cse=False, policy=remat_policy(names))
+    return jnp.sum(jax.lax.scan(layer, q, None, length=3)[0].astype(jnp.float32))
+  assert str(jax.make_jaxpr(jax.grad(loss))(q)).count("dot_product_attention_fwd_wrapper[") == times
 
 
 def test_an_unknown_implementation_is_refused_by_name():
