@@ -26,14 +26,14 @@ class ConfigError(UserError):
 class Source:
   """Where documents come from. `path` is a file, a glob, a folder, or a TFDS builder name."""
   name: str
-  kind: str  # jsonl | parquet | text | tfds
+  kind: str  # jsonl | parquet | text | mds | tfds
   path: str
   id_field: str
   text_field: str
   split: str
 
   def __post_init__(self):
-    _one_of(f"kind of the source {self.name!r}", self.kind, ("jsonl", "parquet", "text", "tfds"))
+    _one_of(f"kind of the source {self.name!r}", self.kind, ("jsonl", "parquet", "text", "mds", "tfds"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,6 @@ import re
 
 from etils import epath
 
-from policylong.config import Source
 from policylong.errors import UserError, run_command
 from policylong.evaluation.results import Options
 from policylong.storage.workdir import read_json, write_json
@@ -54,8 +53,8 @@ def _fingerprint(model: epath.Path) -> str:
 def _options(arguments) -> Options:
   documents = None
   if arguments.documents:
-    kind = {"parquet": "parquet", "txt": "text"}.get(arguments.documents.rpartition(".")[2], "jsonl")
-    documents = Source("documents", kind, arguments.documents, id_field="id", text_field="text", split="")
+    from policylong.corpus.sources import source_at
+    documents = source_at("documents", arguments.documents)
   return Options(arguments.lengths, arguments.samples, arguments.protocol, arguments.seed,
                  arguments.apply_chat_template, arguments.helmet_dir, arguments.data_dir, arguments.include_path,
                  arguments.ruler_dir, documents, arguments.short_window, arguments.evaluator)

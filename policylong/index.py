@@ -14,7 +14,7 @@ import dataclasses
 import pathlib
 
 from policylong import config as config_lib
-from policylong.corpus.sources import read_source
+from policylong.corpus.sources import read_source, source_at
 from policylong.corpus.store import Corpus, open_corpus
 from policylong.errors import UserError, run_command
 from policylong.retrieval.embedders import Embedder, make_embedder
@@ -36,7 +36,7 @@ def build(arguments: argparse.Namespace) -> None:
       embedder_batch=arguments.batch, query_instruction=arguments.instruction, index=arguments.index,
       leaves=arguments.leaves, target_recall=arguments.target_recall)
   corpus = open_corpus(config_lib.Corpus(
-      sources=(_source(arguments.input),), root_sources=(), chunk_chars=arguments.chunk_chars,
+      sources=(source_at("input", str(arguments.input)),), root_sources=(), chunk_chars=arguments.chunk_chars,
       cache_dir=str(output)))
   index = open_index(corpus, make_embedder(retrieval), retrieval, output, arguments.seed)
   write_json(output / _SETTINGS, {"corpus": corpus.version, "seed": arguments.seed,
@@ -53,7 +53,7 @@ def search(arguments: argparse.Namespace) -> None:
     queries = [("", arguments.query)]
   else:
     queries = [(reading.document.id.removeprefix("input/"), reading.document.text)
-               for reading in read_source(_source(arguments.queries)) if reading.document]
+               for reading in read_source(source_at("input", str(arguments.queries))) if reading.document]
     if not queries:
       raise UserError(f'{arguments.queries} has no query: every line must be {{"id": ..., "text": ...}}')
   rows, scores = index.search(embedder.embed_queries([text for _, text in queries]), arguments.k)
@@ -85,10 +85,6 @@ def open_built(directory: str | pathlib.Path) -> tuple[Corpus, Embedder, VectorI
   embedder = make_embedder(retrieval)
   corpus = Corpus(directory / f"corpus-{version}")
   return corpus, embedder, open_index(corpus, embedder, retrieval, directory, seed)
-
-
-def _source(path: str) -> config_lib.Source:
-  return config_lib.Source(name="input", kind="jsonl", path=str(path), id_field="id", text_field="text", split="")
 
 
 def _describe(index: VectorIndex) -> str:

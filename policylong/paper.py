@@ -57,8 +57,9 @@ def config() -> ConfigDict:
           "scoring_dtype": "bfloat16",
       },
       "corpus": {
-          # Where documents come from (E: 229M documents, 644M chunks). kind: jsonl, parquet, text (files) or
-          # tfds; the fields of a record that hold id and text; split is for tfds only.
+          # Where documents come from (E: 229M documents, 644M chunks). kind: jsonl, parquet, text (files,
+          # jsonl and text compressed or not), mds or tfds; the fields of a record that hold id and text ("a.b": the
+          # field b of a); split is for tfds only.
           "sources": (
               {"name": "fineweb_edu", "kind": "parquet", "path": "corpus/fineweb-edu/*.parquet", "id_field": "id",
                "text_field": "text", "split": ""},

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from policylong import config as config_lib
 from policylong.corpus.roots import pieces
-from policylong.corpus.sources import read_source
+from policylong.corpus.sources import read_with_unique_ids, source_at
 from policylong.devices import hardware
 from policylong.devices.mesh import make_mesh
 from policylong.errors import UserError, run_command
@@ -43,7 +43,7 @@ def score(model: str, path: str, *, dtype: str = "float32") -> tuple[pa.Table, d
 
   Args:
     model: an HF directory or a GGUF file.
-    path: JSONL, {"id", "text"} a line.
+    path: JSONL, {"id", "text"} a line, or Parquet or MDS with such columns; compressed or not.
     dtype: of the weights and matmul inputs; logits and reductions are float32.
 
   Returns:
@@ -79,8 +79,7 @@ def score(model: str, path: str, *, dtype: str = "float32") -> tuple[pa.Table, d
 
 
 def _documents(path: str, skipped: Counter) -> Iterator[Document]:
-  source = config_lib.Source(name="input", kind="jsonl", path=path, id_field="id", text_field="text", split="")
-  for reading in read_source(source):
+  for reading in read_with_unique_ids(source_at("input", path)):
     if reading.document is None:
       skipped[reading.reason] += 1
     else:

@@ -16,11 +16,12 @@ summary.json is what a report says of the corpus. What stays in memory: 8 bytes 
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import pathlib
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -43,14 +44,30 @@ CHUNK_COLUMNS = {"chunk_document": np.int32, "chunk_start": np.int64, "chunk_end
 ARRAYS = ("batch_first", "document_first", *CHUNK_COLUMNS, "id_hash", "id_document")
 
 
-def build(config: config_lib.Corpus, total_bytes: int, directory: pathlib.Path) -> str:
+class IdsBeginAnew(Exception):
+  """Two files of a source have the same id: its ids must carry the file."""
+
+  def __init__(self, source: str):
+    super().__init__(source)
+    self.source = source
+
+
+def build(config: config_lib.Corpus, total_bytes: int, directory: pathlib.Path,
+          with_file: Collection[str] = ()) -> str:
   """Reads all sources and fills the empty folder `directory`.
+
+  Args:
+    config: which sources.
+    total_bytes: of their files, for the bar.
+    directory: where to write.
+    with_file: sources whose ids carry the file.
 
   Returns:
     The version: a hash of every document's id and text, of what was refused, and of the chunker. It
     holds no path and no time, so the same texts have the same version everywhere.
   Raises:
     UserError: a source cannot be read, or no source gives a single document.
+    IdsBeginAnew: a source is to be named in `with_file`.
   """
   digest = hashlib.sha256(f"{FORMAT} {config.chunk_chars}".encode())
   counts = _Counts(config)
@@ -58,7 +75,8 @@ def build(config: config_lib.Corpus, total_bytes: int, directory: pathlib.Path) 
       total=total_bytes, unit="B", unit_scale=True, desc="corpus", mininterval=1) as bar:
     for source in config.sources:
       digest.update(b"source" + source.name.encode() + b"\0")
-      for reading in _unique(sources.read_source(source)):
+      carry = source.name in with_file
+      for reading in _unique(sources.read_source(source, True) if carry else sources.read_source(source), carry):
         bar.update(reading.size)
         if reading.document is None:
           counts.bad(source.name, reading)
@@ -87,12 +105,27 @@ def _update(digest, document: Document) -> None:
     digest.update(part)
 
 
-def _unique(readings: Iterator[sources.Reading]) -> Iterator[sources.Reading]:
-  """Turns a second document with the same id into a bad record. (Ids of two sources always differ.)"""
-  seen = _Hashes()
+def _unique(readings: Iterator[sources.Reading], with_file: bool) -> Iterator[sources.Reading]:
+  """Turns a second document with the same id into a bad record. (Ids of two sources always differ.)
+
+  Raises:
+    IdsBeginAnew: the two are of different files, and ids do not carry them yet.
+  """
+  seen = of_file = _Hashes()
+  file = None
   for reading in readings:
-    if reading.document is not None and not seen.add(hash_id(reading.document.id)):
-      reading = sources.Reading(reading.place, reading.size, None, sources.DUPLICATE_ID)
+    if file is not None and reading.file != file and not with_file:
+      of_file = _Hashes()
+    file = reading.file
+    if reading.document is not None:
+      key = hash_id(reading.document.id)
+      new = seen.add(key)
+      new_in_file = new if of_file is seen else of_file.add(key)
+      if not new and new_in_file:
+        sources.log_ids_begin_anew(reading.document.source, reading)
+        raise IdsBeginAnew(reading.document.source)
+      if not new:
+        reading = dataclasses.replace(reading, document=None, reason=sources.DUPLICATE_ID)
     yield reading
 
 

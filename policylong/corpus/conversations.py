@@ -9,7 +9,8 @@ import json
 import pathlib
 from collections.abc import Iterator
 
-from policylong.corpus.sources import INVALID_UTF8, read_objects
+from policylong.corpus.files import Unreadable, reason_of
+from policylong.corpus.json_records import INVALID_UTF8, read_objects
 
 ROLES = ("system", "user", "assistant")
 # Why a record is no conversation.
@@ -38,14 +39,19 @@ class Conversation:
 def read_conversations(files: list[pathlib.Path]) -> Iterator[Conversation]:
   """Every record of some JSONL files, in order; what a message holds besides role and content is left out.
 
+  A file that cannot be read, or not to its end, is a bad record among several files.
+
   Raises:
-    UserError: a file may not be read, or is no whole gzip file.
+    UserError: the only file cannot be read.
   """
   for path in files:
-    for _, size, value in read_objects(path):
-      reason = value if isinstance(value, str) else _why_not(value.get("messages"))
-      messages = [] if reason else [{"role": m["role"], "content": m["content"]} for m in value["messages"]]
-      yield Conversation(size, messages, reason)
+    try:
+      for _, size, value in read_objects(path):
+        reason = value if isinstance(value, str) else _why_not(value.get("messages"))
+        messages = [] if reason else [{"role": m["role"], "content": m["content"]} for m in value["messages"]]
+        yield Conversation(size, messages, reason)
+    except Unreadable as error:
+      yield Conversation(0, [], reason_of(error, path, len(files) == 1))
 
 
 def _why_not(messages) -> str:

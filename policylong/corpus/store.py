@@ -16,6 +16,7 @@ import fcntl
 import functools
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -27,9 +28,15 @@ import pyarrow as pa
 from policylong import config as config_lib
 from policylong.corpus import builder, sources
 from policylong.corpus.chunks import chunk_id, parse_chunk_id
+from policylong.corpus.files import size_of, why_not
 from policylong.errors import UserError
 from policylong.records import Chunk, Document
 from policylong.storage.workdir import read_json, write_json
+
+log = logging.getLogger(__name__)
+
+# Changes when sources are read otherwise than before: the same files may then give another version.
+READER = 2
 
 
 def open_corpus(config: config_lib.Corpus) -> "Corpus":
@@ -48,18 +55,31 @@ def open_corpus(config: config_lib.Corpus) -> "Corpus":
     directory = _finished(cache, pointer)
     if directory is None:
       directory = _build(config, cache, pointer, total_bytes)
-  return Corpus(directory)
+  corpus = Corpus(directory)
+  log.info(in_words(corpus.summary()))
+  return corpus
+
+
+def in_words(summary: dict) -> str:
+  """What a corpus keeps of what was read, what not and why, in a line."""
+  why = ", ".join(f"{bad['count']} {reason}" for reason, bad in sorted(summary["bad_records"].items()))
+  dropped = sum(bad["count"] for bad in summary["bad_records"].values())
+  empty = [name for name, counts in summary["sources"].items() if not counts["documents"]]
+  return (f"corpus: {summary['documents']} documents kept, {dropped} records dropped{f' ({why})' if why else ''}"
+          f"{'; no document from ' + ', '.join(empty) if empty else ''}")
 
 
 def _state(config: config_lib.Corpus) -> tuple[str, int]:
   """(hash of the sources' settings and files as they are now, bytes of all files)."""
-  parts, total = [[builder.FORMAT, config.chunk_chars]], 0
+  parts, total = [[READER, builder.FORMAT, config.chunk_chars]], 0
   for source in config.sources:
     parts.append([source.name, source.kind, source.path, source.id_field, source.text_field, source.split])
     for path in sources.source_files(source):
-      stat = path.stat()
-      parts.append([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
-      total += stat.st_size
+      if reason := why_not(path):
+        parts.append([str(path), reason])
+        continue
+      parts.append([str(path.resolve()), size_of(path), path.stat().st_mtime_ns])
+      total += size_of(path)
   return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16], total
 
 
@@ -86,10 +106,8 @@ def _finished(cache: pathlib.Path, pointer: pathlib.Path) -> pathlib.Path | None
 
 def _build(config, cache, pointer, total_bytes) -> pathlib.Path:
   temporary = cache / f"corpus-building-{pointer.stem}"
-  shutil.rmtree(temporary, ignore_errors=True)  # of a build that was killed: ours, as the lock is
-  temporary.mkdir()
   try:
-    version = builder.build(config, total_bytes, temporary)
+    version = _build_in(temporary, config, total_bytes)
     directory = cache / f"corpus-{version}"
     sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
     write_json(temporary / "DONE.json", sizes)
@@ -102,6 +120,18 @@ def _build(config, cache, pointer, total_bytes) -> pathlib.Path:
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
   return directory
+
+
+def _build_in(directory: pathlib.Path, config: config_lib.Corpus, total_bytes: int) -> str:
+  """Fills a folder of ours; where the ids of a source turn out to begin anew in each file, once more from the start."""
+  with_file: frozenset[str] = frozenset()
+  while True:
+    shutil.rmtree(directory, ignore_errors=True)  # of a build that was killed, or of the last attempt
+    directory.mkdir()
+    try:
+      return builder.build(config, total_bytes, directory, with_file)
+    except builder.IdsBeginAnew as found:
+      with_file |= {found.source}
 
 
 class Corpus:

@@ -3,8 +3,11 @@
 Longer documents are cut to the length that is asked for, shorter ones are left out: every document has every position.
 """
 
+import dataclasses
 import hashlib
 import io
+import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,6 +20,8 @@ from policylong.errors import UserError
 from policylong.evaluation.results import Options
 from policylong.model.tokenizer import encode
 from policylong.storage.workdir import write_atomically
+
+log = logging.getLogger(__name__)
 
 # Documents of one call of the policy, and of one file: what is scored together is kept together, so that a run that
 # was killed scores the same batches again and ends with the same bytes.
@@ -35,8 +40,10 @@ def read(tokenizer, options: Options, length: int) -> list[np.ndarray]:
     raise UserError("longppl and position_loss need held-out text: name a file with --documents=F.jsonl, "
                     '{"id": ..., "text": ...} a line')
   found, longest, seen = [], 0, 0
-  for reading in read_source(options.documents):
+  skipped: Counter[str] = Counter()
+  for reading in read_source(dataclasses.replace(options.documents, id_field="")):  # no id is asked for
     if reading.document is None:
+      skipped[reading.reason] += 1
       continue
     seen += 1
     tokens, _ = encode(tokenizer, reading.document.text[:length * _MOST_CHARACTERS_A_TOKEN])
@@ -45,6 +52,9 @@ def read(tokenizer, options: Options, length: int) -> list[np.ndarray]:
       found.append(tokens[:length])
     if len(found) == options.samples:
       break
+  if skipped:
+    log.info("%s: %d documents read, %d records dropped (%s)", options.documents.path, seen, skipped.total(),
+             ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items())))
   if not found or (options.samples and len(found) < options.samples):
     raise UserError(f"{options.documents.path} has {len(found)} documents of {length} tokens or more, wanted "
                     f"{options.samples or 'at least 1'} (it has {seen} documents, the longest of {longest} tokens): "

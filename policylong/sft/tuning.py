@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from policylong import config as config_lib
 from policylong.corpus.conversations import Conversation, Messages, read_conversations
-from policylong.corpus.sources import find_files
+from policylong.corpus.files import find_files, size_of
 from policylong.devices import hosts
 from policylong.devices.mesh import make_mesh
 from policylong.errors import UserError
@@ -187,7 +187,7 @@ class _Preparation:
 
   def _read(self, what: str) -> Iterator[Conversation]:
     """The conversations of all files, with a bar."""
-    total = sum(path.stat().st_size for path in self._files)
+    total = sum(map(size_of, self._files))
     with tqdm(total=total, unit="B", unit_scale=True, dynamic_ncols=True, desc=what) as bar:
       for conversation in read_conversations(self._files):
         yield conversation

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from policylong.corpus import sources
+from policylong.corpus import json_records, sources
 from policylong.corpus.sources import read_source
 from policylong.errors import UserError
 
@@ -53,10 +53,11 @@ def test_each_kind_of_bad_line_has_its_reason(source, tmp_path):
   path.write_bytes(b"\n".join(lines))
   readings = list(read_source(source("jsonl", path)))
   assert bad(readings) == [
-      ("x.jsonl:2", sources.NOT_JSON), ("x.jsonl:3", sources.NOT_AN_OBJECT), ("x.jsonl:4", sources.NOT_AN_OBJECT),
-      ("x.jsonl:5", sources.NO_TEXT), ("x.jsonl:6", sources.NO_TEXT), ("x.jsonl:7", sources.TEXT_NOT_STRING),
-      ("x.jsonl:8", sources.EMPTY_TEXT), ("x.jsonl:9", sources.INVALID_UTF8), ("x.jsonl:10", sources.INVALID_UTF8),
-      ("x.jsonl:13", sources.NOT_JSON)]
+      ("x.jsonl:2", json_records.NOT_JSON), ("x.jsonl:3", json_records.NOT_AN_OBJECT),
+      ("x.jsonl:4", json_records.NOT_AN_OBJECT), ("x.jsonl:5", sources.NO_TEXT), ("x.jsonl:6", sources.NO_TEXT),
+      ("x.jsonl:7", sources.TEXT_NOT_STRING), ("x.jsonl:8", sources.EMPTY_TEXT),
+      ("x.jsonl:9", json_records.INVALID_UTF8), ("x.jsonl:10", json_records.INVALID_UTF8),
+      ("x.jsonl:13", json_records.NOT_JSON)]
   assert documents(readings) == [("s/ok", "good"), ("s/5", "number"), ("s/line-15", "no id"),
                                  ("s/line-16", "null id"), ("s/line-17", "odd id")]
   assert [r.has_id for r in readings if r.document] == [True, True, False, False, False]
@@ -85,12 +86,12 @@ def test_bad_parquet_rows(source, tmp_path):
   pq.write_table(pa.table({"text": text}), path)
   readings = list(read_source(source("parquet", path, id_field="")))
   assert documents(readings) == [("s/row-1", "fine")] and readings[0].has_id
-  assert bad(readings) == [("x.parquet:2", sources.NO_TEXT), ("x.parquet:3", sources.INVALID_UTF8),
+  assert bad(readings) == [("x.parquet:2", sources.NO_TEXT), ("x.parquet:3", json_records.INVALID_UTF8),
                            ("x.parquet:4", sources.EMPTY_TEXT)]
   # A string column whose bytes are no UTF-8, as some writers leave it.
   broken = pa.Array.from_buffers(pa.string(), 4, text.buffers())
   pq.write_table(pa.table({"text": broken}), path)
-  assert bad(read_source(source("parquet", path, id_field="")))[1] == ("x.parquet:3", sources.INVALID_UTF8)
+  assert bad(read_source(source("parquet", path, id_field="")))[1] == ("x.parquet:3", json_records.INVALID_UTF8)
   pq.write_table(pa.table({"text": [1, 2]}), path)
   assert bad(read_source(source("parquet", path, id_field="")))[0] == ("x.parquet:1", sources.TEXT_NOT_STRING)
 
@@ -104,7 +105,7 @@ def test_a_folder_of_text_has_its_file_names_as_ids(source, tmp_path):
   (tmp_path / "e.md").write_text("not read")
   readings = list(read_source(source("text", tmp_path)))
   assert documents(readings) == [("s/a.txt", "ay"), ("s/b.txt", "bee")]
-  assert bad(readings) == [("d.txt", sources.EMPTY_TEXT), ("sub/c.txt", sources.INVALID_UTF8)]
+  assert bad(readings) == [("d.txt", sources.EMPTY_TEXT), ("sub/c.txt", json_records.INVALID_UTF8)]
   assert documents(read_source(source("text", tmp_path / "?.md"))) == [("s/e.md", "not read")]
   assert documents(read_source(source("text", tmp_path / "b.txt"))) == [("s/b.txt", "bee")]
 
@@ -145,7 +146,7 @@ def prepared(tmp_path_factory):
 def test_a_prepared_tfds_folder_needs_no_tensorflow(source, prepared):
   readings = list(read_source(source("tfds", prepared)))
   assert sorted(documents(readings)) == EXPECTED
-  assert sorted(reason for _, reason in bad(readings)) == [sources.EMPTY_TEXT, sources.INVALID_UTF8]
+  assert sorted(reason for _, reason in bad(readings)) == [sources.EMPTY_TEXT, json_records.INVALID_UTF8]
   numbered = documents(read_source(source("tfds", prepared, id_field="number")))
   assert sorted(i for i, _ in numbered) == ["s/0", "s/1", "s/2"]
   assert "tensorflow" not in sys.modules
@@ -167,7 +168,6 @@ def test_sources_that_cannot_be_read(source, tmp_path):
   (tmp_path / "empty").mkdir()
   (tmp_path / "junk.parquet").write_bytes(b"PAR1 junk")
   (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}\n' * 9999)[:-20])
-  (tmp_path / "plain.jsonl.gz").write_bytes(b'{"text": "x"}\n')
   whole = tmp_path / "whole.parquet"
   pq.write_table(pa.table({"id": [str(i) for i in range(20000)], "text": ["t" * 50] * 20000}), whole,
                  use_dictionary=False, compression="none")
@@ -181,7 +181,7 @@ def test_sources_that_cannot_be_read(source, tmp_path):
       ("parquet", "torn.parquet", {}, "cannot be read as Parquet"),
       ("parquet", "whole.parquet", {"text_field": "body"}, "no column 'body'"),
       ("parquet", "whole.parquet", {"id_field": "key"}, "no column 'key'"),
-      ("jsonl", "cut.jsonl.gz", {}, "not a whole gzip"), ("jsonl", "plain.jsonl.gz", {}, "not a whole gzip")):
+      ("jsonl", "cut.jsonl.gz", {}, "not a whole gzip")):
     with pytest.raises(UserError, match=wanted) as caught:
       list(read_source(source(kind, tmp_path / path, **fields)))
     assert "\n" not in str(caught.value), path

@@ -1,0 +1,179 @@
+"""Finds the files of a source, and opens them by what their first bytes are: plain, gzip, bzip2, xz or Zstandard.
+
+Only a regular file is ever opened, so nothing is waited for. What cannot be read is `Unreadable`, with a reason that
+names no path: of several files it is counted as one bad record, a single one is refused (`reason_of`).
+"""
+
+import bz2
+import contextlib
+import glob
+import gzip
+import io
+import lzma
+import os
+import pathlib
+import stat
+import zlib
+from collections.abc import Callable, Iterator
+
+import pyarrow as pa
+
+from policylong.errors import UserError
+
+# Why a file is none that can be read.
+A_FOLDER = "a folder"
+NOT_REGULAR = "not a regular file"
+DANGLING = "a link to a file that does not exist"
+NO_PERMISSION = "a file without read permission"
+
+# What is read line by line and can be looked into without reading (`peek`).
+Stream = io.BufferedReader | gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile
+_COMPRESSED_TEXT = ("gz", "bz2", "xz", "zst")
+_BLOCK = 1 << 16
+
+
+class Unreadable(Exception):
+  """A file that cannot be read, or not to its end.
+
+  Attributes:
+    reason: what it is, without its path, to be counted.
+  """
+
+  def __init__(self, reason: str, sentence: str = ""):
+    """`sentence` follows the path where the file is refused; without one it is "is <reason>"."""
+    super().__init__(sentence or f"is {reason}")
+    self.reason = reason
+
+
+def reason_of(error: Unreadable, path: pathlib.Path, alone: bool) -> str:
+  """The reason to count a file by, which is one of several.
+
+  Raises:
+    UserError: the file is alone, so that nothing is left without it.
+  """
+  if alone:
+    raise UserError(f"{path} {error}: give a whole file, or take it out") from error
+  return error.reason
+
+
+def find_files(where: str, kind: str, field: str) -> list[tuple[pathlib.Path, str]]:
+  """(path, name below the folder that was asked for) of each file, sorted by name.
+
+  A glob also gives what it finds besides files; see `why_not`.
+
+  Args:
+    where: a file, a glob, or (of kind text) a folder.
+    kind: as of a source.
+    field: what says so, for the sentence.
+
+  Raises:
+    UserError: nothing is there.
+  """
+  field = f"{field} is {where}"
+  path = os.path.expanduser(where)
+  if os.path.isdir(path):
+    if kind != "text":
+      raise UserError(f"{field}, a folder; kind {kind} wants a file or a glob such as "
+                      f"{os.path.join(path, '*.' + kind)}")
+    root, found = path, _texts(path)
+    if not found:
+      raise UserError(f"{field}, a folder without any .txt file")
+  elif os.path.isfile(path):
+    root, found = os.path.dirname(path), [path]
+  elif os.path.exists(path):
+    raise UserError(f"{field}, which is {why_not(pathlib.Path(path))}: copy what it holds into a file")
+  elif glob.has_magic(path):
+    root, found = _fixed_part(path), _matches(path)
+    if not found:
+      raise UserError(f"{field}, a glob that matches no file")
+  else:
+    raise UserError(f"{field}, and no such file or folder exists")
+  names = sorted((pathlib.Path(os.path.relpath(f, root or ".")).as_posix(), f) for f in found)
+  return [(pathlib.Path(f), name) for name, f in names]
+
+
+def why_not(path: pathlib.Path) -> str:
+  """Why nothing can be read at a path, "" if it is a file; never opens it."""
+  try:
+    mode = path.stat().st_mode
+  except OSError:
+    return DANGLING
+  if stat.S_ISDIR(mode):
+    return A_FOLDER
+  if not stat.S_ISREG(mode):  # a FIFO, a device, a socket: opening or reading it may never end
+    return NOT_REGULAR
+  return "" if os.access(path, os.R_OK) else NO_PERMISSION
+
+
+def size_of(path: pathlib.Path) -> int:
+  """The bytes of a file, 0 of what cannot be read."""
+  return 0 if why_not(path) else path.stat().st_size
+
+
+@contextlib.contextmanager
+def opened(path: pathlib.Path) -> Iterator[tuple[Stream, Callable[[], int]]]:
+  """(the file's bytes, decompressed where they are compressed; how many bytes of the file have been read).
+
+  Raises:
+    Unreadable: also out of the block, where the file ends too early or is damaged.
+  """
+  if reason := why_not(path):
+    raise Unreadable(reason)
+  codec = ""
+  try:
+    with open(path, "rb") as raw:
+      codec = _codec(raw.peek(16))
+      yield _decompressed(codec, raw), raw.tell
+  except (EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, OSError) as error:
+    if codec:
+      raise Unreadable(f"not a whole {codec} file", f"is not a whole {codec} file ({_first_line(error)})") from error
+    raise Unreadable("a file that the system cannot read", f"cannot be read ({_first_line(error)})") from error
+
+
+def _codec(head: bytes) -> str:
+  """The name of a compression by a file's first bytes, "" for none."""
+  if head.startswith(b"\x1f\x8b"):
+    return "gzip"
+  if head.startswith(b"BZh") and head[4:10] in (b"1AY&SY", b"\x17rE8P\x90"):  # a block, or the end of an empty file
+    return "bzip2"
+  if head.startswith(b"\xfd7zXZ\0"):
+    return "xz"
+  # A frame, or one to be skipped (RFC 8878), with which pzstd begins.
+  if head.startswith(b"\x28\xb5\x2f\xfd") or (head[1:4] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5f):
+    return "zstd"
+  return ""
+
+
+def _decompressed(codec: str, raw: io.BufferedReader) -> Stream:
+  # The standard library's give what they have before they say that the rest is missing; Arrow's needs a buffer.
+  if codec == "zstd":
+    return io.BufferedReader(pa.CompressedInputStream(raw, "zstd"), _BLOCK)
+  if codec == "gzip":
+    return gzip.GzipFile(fileobj=raw)
+  return {"": lambda file: file, "bzip2": bz2.BZ2File, "xz": lzma.LZMAFile}[codec](raw)
+
+
+def _matches(pattern: str) -> list[str]:
+  """What a glob finds; "**" at its end finds folders only for what they hold."""
+  found = glob.glob(pattern, recursive=True)
+  if os.path.basename(pattern) == "**":
+    found = [path for path in found if not os.path.isdir(path)]
+  return found if any(map(os.path.isfile, found)) else []
+
+
+def _texts(folder: str) -> list[str]:
+  below = os.path.join(glob.escape(folder), "**", "*.txt")
+  patterns = (below, *(f"{below}.{suffix}" for suffix in _COMPRESSED_TEXT))
+  return [path for pattern in patterns for path in glob.glob(pattern, recursive=True)]
+
+
+def _fixed_part(pattern: str) -> str:
+  """The folder above the first wildcard of a glob."""
+  folder = os.path.dirname(pattern)
+  while glob.has_magic(folder):
+    folder = os.path.dirname(folder)
+  return folder
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).strip().splitlines() or [type(error).__name__])[0]
