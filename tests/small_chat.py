@@ -49,7 +49,7 @@ def write_model(folder: pathlib.Path, material: pathlib.Path, template: str | No
   tokenizer = load_tokenizer(material / "smollm2.gguf")
   tokenizer.chat_template = tokenizer.chat_template if template is None else template
   model = ModelConfig(family="llama", vocab_size=len(tokenizer), embed_dim=32, mlp_dim=64, num_layers=2, num_heads=4,
-                      num_kv_heads=2, head_dim=8, norm_eps=1e-5, rope_theta=1e4, yarn=None, max_positions=512,
+                      num_kv_heads=2, head_dim=8, norm_eps=1e-5, rope_theta=1e4, rope_scaling=None, max_positions=512,
                       tied=True)
   hf.export_hf(init_params(model, jax.random.key(0), np.float32), model, tokenizer, folder)
   return folder

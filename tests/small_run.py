@@ -58,7 +58,7 @@ def make_small_run(folder: pathlib.Path, material: pathlib.Path) -> pathlib.Path
 
   tokenizer = load_tokenizer(material / "smollm2.gguf")
   model = ModelConfig(family="llama", vocab_size=len(tokenizer), embed_dim=32, mlp_dim=64, num_layers=2, num_heads=4,
-                      num_kv_heads=2, head_dim=8, norm_eps=1e-5, rope_theta=1e4, yarn=None, max_positions=512,
+                      num_kv_heads=2, head_dim=8, norm_eps=1e-5, rope_theta=1e4, rope_scaling=None, max_positions=512,
                       tied=True)
   params = jax.tree.map(lambda x: 8 * x if x.ndim > 1 else x, init_params(model, jax.random.key(0), np.float32))
   hf.export_hf(params, model, tokenizer, folder / "model")

@@ -40,7 +40,7 @@ PATH = pathlib.Path("experiments/small_study/base")
 VOCABULARY, LENGTH = 4096, 512
 PLANTED = 24_000  # documents: with the real text 5.9M tokens
 MODEL = ModelConfig(family="qwen2", vocab_size=VOCABULARY, embed_dim=256, mlp_dim=704, num_layers=6, num_heads=4,
-                    num_kv_heads=2, head_dim=64, norm_eps=1e-6, rope_theta=1e6, yarn=None, max_positions=LENGTH,
+                    num_kv_heads=2, head_dim=64, norm_eps=1e-6, rope_theta=1e6, rope_scaling=None, max_positions=LENGTH,
                     tied=True)
 
 

@@ -34,7 +34,7 @@ def init_with_induction(config: ModelConfig, key: jax.Array) -> Params:
   groups, half = config.num_kv_heads, config.head_dim // 2
   # The key serves twice; the committed base model came of it so.
   basis, _ = np.linalg.qr(np.asarray(jax.random.normal(key, (size, size)), np.float64))
-  turns = rope.frequencies(config.head_dim, config.rope_theta, config.yarn)
+  turns = rope.frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
   slow = np.flatnonzero(turns * config.max_positions < _TURN)
   compared = np.concatenate([slow, slow + half])
   width = len(compared)

@@ -75,7 +75,7 @@ def read_config(path: pathlib.Path) -> ModelConfig:
       embed_dim=width, mlp_dim=get("feed_forward_length"), num_layers=get("block_count"), num_heads=heads,
       num_kv_heads=get("attention.head_count_kv", heads), head_dim=head_dim,
       norm_eps=_decimal(get("attention.layer_norm_rms_epsilon")), rope_theta=_decimal(get("rope.freq_base", 10000.0)),
-      yarn=_yarn(path, reader, family, get("context_length")), max_positions=get("context_length"),
+      rope_scaling=_yarn(path, reader, family, get("context_length")), max_positions=get("context_length"),
       tied="output.weight" not in names)
 
 
@@ -93,7 +93,8 @@ def _yarn(path, reader, family: str, positions: int) -> rope.Yarn | None:
   factor = field(reader, f"{family}.rope.scaling.factor")
   if factor is None:
     raise UserError(f"{path} uses RoPE scaling 'yarn' but has no field {family}.rope.scaling.factor")
-  return rope.Yarn(_decimal(factor), field(reader, f"{family}.rope.scaling.original_context_length", positions))
+  original = field(reader, f"{family}.rope.scaling.original_context_length", positions)
+  return rope.Yarn(original_max_positions=original, factor=_decimal(factor))
 
 
 def _refuse_unsupported(path, reader, family: str, head_dim: int) -> None:

@@ -4,10 +4,14 @@ Import goes weight by weight: one stacked array at a time is on the host beside 
 devices, and one tensor of the checkpoint beside that; the model is never there twice.
 """
 
+import dataclasses
+import functools
 import hashlib
 import json
+import logging
 import os
 import pathlib
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Protocol
 
@@ -25,6 +29,8 @@ from policylong.model.qwen import ModelConfig, Params, abstract_params
 from policylong.storage.workdir import new_directory
 
 _INDEX = "model.safetensors.index.json"
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_ROWS = 4096  # of a head compared at a time
 # transformers reads shards of any size; 5 GB is what it writes
 SHARD_BYTES = 5_000_000_000
 
@@ -49,7 +55,7 @@ def read_model_config(path: str | os.PathLike) -> ModelConfig:
   """
   path = pathlib.Path(path)
   if path.is_dir():
-    return hf_config.read_config(path)
+    return _with_its_head(path, hf_config.read_config(path))
   return gguf_file.read_config(path)
 
 
@@ -62,14 +68,14 @@ def load_params(path: str | os.PathLike, config: ModelConfig, dtype: jnp.dtype,
 
   Raises:
     UserError: a file is missing, damaged or has another hash; a tensor is unknown, there twice, missing or of
-      the wrong shape; or the mesh does not divide a dimension.
+      the wrong shape; it holds NaN or infinite values; or the mesh does not divide a dimension.
   """
   path = pathlib.Path(path)
   files = _safetensors_files(path) if path.is_dir() else [path]
   if sha256:
     _check_hash(path, files, sha256)
   with ExitStack() as stack:
-    source = (SafetensorsSource(path, files, stack) if path.is_dir() else
+    source = (SafetensorsSource(path, files, stack, config.tied) if path.is_dir() else
               gguf_file.GGUFSource(path, config))
     wanted = tensors(config, source.kind)
     _check(source, config, wanted)
@@ -103,12 +109,30 @@ def _read(source: Source, config: ModelConfig, wanted: list[Tensor], abstract: P
     host = np.empty(target.shape, target.dtype)
     shape = our_shape(target, entry)
     for tensor in (tensor for tensor in wanted if tensor.entry is entry):
-      host[... if tensor.layer is None else tensor.layer] = to_ours(entry, source.read(tensor), shape)
+      read = host[... if tensor.layer is None else tensor.layer]
+      read[...] = to_ours(entry, source.read(tensor), shape)
+      if not all_finite(read):
+        raise UserError(f"tensor {tensor.name} in {source.where} holds NaN or infinite values: the file is damaged, or "
+                        "its training went wrong")
       progress.update()
     parent = lookup(params, entry.path[:-1])
     parent[entry.path[-1]] = _place(host, target.sharding)
   progress.close()
   return params
+
+
+def all_finite(array: np.ndarray) -> bool:
+  """Whether no float of a contiguous array is NaN or infinite, at the speed at which memory is read.
+
+  The bits of such a float are, without the sign, at least those of infinity: two maxima tell, of the bits with the sign
+  as a number's sign and as its highest bit.
+  """
+  if not array.size:
+    return True
+  bits = array.view(f"u{array.itemsize}")
+  infinity = np.array(np.inf, array.dtype).view(bits.dtype)
+  negative = np.array(-np.inf, array.dtype).view(bits.dtype)
+  return bool(bits.view(f"i{array.itemsize}").max() < int(infinity) and bits.max() < negative)
 
 
 def _place(host: np.ndarray, sharding) -> jax.Array:
@@ -118,29 +142,42 @@ def _place(host: np.ndarray, sharding) -> jax.Array:
 
 
 class SafetensorsSource:
-  """The tensors of one or several safetensors files.
+  """The tensors of one or several safetensors files, by the names that a whole model's checkpoint gives them.
 
-  A bare decoder's checkpoint (Qwen3-Embedding) leaves "model." off its names; here they all have it.
+  A bare decoder's checkpoint (Qwen3-Embedding) leaves "model." off its names; here they all have it. Where head and
+  embedding are tied and only the head was stored, it stands for the embedding too.
   """
   kind = "hf"
 
-  def __init__(self, path: pathlib.Path, files: list[pathlib.Path], stack: ExitStack):
+  def __init__(self, path: pathlib.Path, files: list[pathlib.Path], stack: ExitStack, tied: bool):
     self.where = str(path)
-    self._owner = {}
-    for file in files:
-      try:
-        opened = stack.enter_context(safetensors.safe_open(file, "np"))
-      except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{file} is missing, truncated or no safetensors file ({error}): fetch it again") from error
-      for name in opened.keys():  # noqa: SIM118 (no mapping)
-        if name in self._owner:
+    self._stored = {}  # name: (opened file, name there)
+    opened = [(file, self._open(file, stack)) for file in files]
+    bare = any("embed_tokens.weight" in reader.keys() for _, reader in opened)  # noqa: SIM118 (no mapping)
+    for file, reader in opened:
+      for stored in reader.keys():  # noqa: SIM118
+        name = stored if not bare or stored.startswith("model.") or stored == _HEAD else f"model.{stored}"
+        if name in self._stored:
           raise UserError(f"tensor {name} is in {self.where} twice (again in {file.name}); keep one of them")
-        self._owner[name] = opened
-    self._prefix = "model." if "embed_tokens.weight" in self._owner else ""
+        self._stored[name] = reader, stored
+    if tied and _EMBEDDING not in self._stored and _HEAD in self._stored:
+      self._stored[_EMBEDDING] = self._stored[_HEAD]
+
+  @staticmethod
+  def _open(file: pathlib.Path, stack: ExitStack):
+    try:
+      return stack.enter_context(safetensors.safe_open(file, "np"))
+    except (safetensors.SafetensorError, OSError) as error:
+      raise UserError(f"{file} is missing, truncated or no safetensors file ({error}): fetch it again") from error
 
   def shapes(self) -> dict[str, tuple[int, ...]]:
     """Each tensor's shape."""
-    return {self._prefix + name: tuple(opened.get_slice(name).get_shape()) for name, opened in self._owner.items()}
+    return {name: tuple(self.slice(name).get_shape()) for name in self._stored}
+
+  def slice(self, name: str):
+    """A tensor that is not read yet: get_shape(), get_dtype(), and rows by indexing."""
+    reader, stored = self._stored[name]
+    return reader.get_slice(stored)
 
   def read(self, tensor: Tensor) -> np.ndarray:
     """One tensor in its stored dtype.
@@ -148,12 +185,48 @@ class SafetensorsSource:
     Raises:
       UserError: it does not hold plain floats (a quantised checkpoint).
     """
-    name = tensor.name.removeprefix(self._prefix)
-    opened = self._owner[name]
-    dtype = opened.get_slice(name).get_dtype()
+    reader, stored = self._stored[tensor.name]
+    dtype = reader.get_slice(stored).get_dtype()
     if dtype not in ("F64", "F32", "F16", "BF16"):
       raise UserError(f"tensor {tensor.name} in {self.where} is of type {dtype}, wanted F32, F16 or BF16")
-    return opened.get_tensor(name)
+    return reader.get_tensor(stored)
+
+
+def _with_its_head(path: pathlib.Path, config: ModelConfig) -> ModelConfig:
+  """The config, its head untied where the file ties it to the embedding but holds another one.
+
+  transformers (5.23) keeps such a head too. What is wrong with the files is said when they are loaded.
+  """
+  if not config.tied:
+    return config
+  try:
+    files = _safetensors_files(path)
+    state = tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    own = _has_its_own_head(path, state)
+  except UserError:
+    return config
+  return dataclasses.replace(config, tied=False) if own else config
+
+
+@functools.lru_cache(maxsize=16)
+def _has_its_own_head(path: pathlib.Path, state: tuple[tuple[pathlib.Path, int, int], ...]) -> bool:
+  """Whether head and embedding are both there and differ; `state` is what tells these files from later ones."""
+  with ExitStack() as stack:
+    source = SafetensorsSource(path, [file for file, _, _ in state], stack, tied=False)
+    shapes = source.shapes()
+    if _HEAD not in shapes or _EMBEDDING not in shapes:
+      return False
+    head, embedding = source.slice(_HEAD), source.slice(_EMBEDDING)
+    same = shapes[_HEAD] == shapes[_EMBEDDING] and all(
+        np.array_equal(head[i:j], embedding[i:j]) for i, j in _blocks(shapes[_HEAD][0]))
+  if not same:
+    logging.warning("%s says tie_word_embeddings, but the weights hold another %s: it is kept as the model's head",
+                    path / "config.json", _HEAD)
+  return not same
+
+
+def _blocks(rows: int) -> Iterator[tuple[int, int]]:
+  return ((i, min(i + _ROWS, rows)) for i in range(0, rows, _ROWS))
 
 
 def _safetensors_files(path: pathlib.Path) -> list[pathlib.Path]:
@@ -197,12 +270,12 @@ def export_hf(params: Params, config: ModelConfig, tokenizer, directory: str | o
   `shard_bytes` of weights go into several files with an index.
 
   Raises:
-    UserError: `directory` is there already.
+    UserError: `directory` is there already, or the model has what config.json has no name for.
   """
+  values = hf_config.to_dict(config, jnp.dtype(params["embedding"].dtype).name)
   with new_directory(directory) as temporary:
     _write_weights(params, config, temporary, shard_bytes)
     tokenizer.save_pretrained(temporary)
-    values = hf_config.to_dict(config, jnp.dtype(params["embedding"].dtype).name)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     (temporary / "config.json").write_text(json.dumps({**values, **ids}, indent=2) + "\n", encoding="utf-8")
 

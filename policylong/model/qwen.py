@@ -1,4 +1,4 @@
-"""The decoder of Qwen2/2.5 (q/k/v bias), Qwen3 (per-head q/k norm) and Llama-shaped models (neither).
+"""The decoder of Qwen2/2.5 (q/k/v bias), Qwen3 (per-head q/k norm), Llama and Mistral (neither), SmolLM3 (NoPE layers).
 
 Every weight is declared once, in `declare`: shape, logical axes, initialiser. The abstract tree, the
 shardings, the initial values, the import and export of checkpoints and their restoring all come from it.
@@ -11,16 +11,18 @@ V vocabulary, L layers.
 
 import dataclasses
 import functools
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from policylong.attention.api import CHECKPOINT_NAME as ATTENDED
 from policylong.attention.api import attention, remat_policy
@@ -31,6 +33,8 @@ from policylong.model import rope
 
 Params = dict[str, Any]
 
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+
 # What of a layer is computed again in the backward pass, and the names of what is kept instead.
 _PRODUCT = "product"
 REMAT = {"none": None, "all_but_products": (ATTENDED, _PRODUCT), "all_but_attention": (ATTENDED,), "full": ()}
@@ -38,8 +42,13 @@ REMAT = {"none": None, "all_but_products": (ATTENDED, _PRODUCT), "all_but_attent
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """What a model is, apart from its weights. `family` is transformers' model_type."""
-  family: str  # qwen2 | qwen3 | llama
+  """What a model is, apart from its weights.
+
+  family: transformers' model_type, one of FAMILIES. max_positions: its window, in tokens, whatever stretches it counted
+  in. tied: whether the output matrix is the embedding. unrotated: layers (from 0) without rotary positions, as SmolLM3
+  has them.
+  """
+  family: str
   vocab_size: int
   embed_dim: int
   mlp_dim: int
@@ -49,13 +58,14 @@ class ModelConfig:
   head_dim: int
   norm_eps: float
   rope_theta: float
-  yarn: rope.Yarn | None
+  rope_scaling: rope.Scaling | None
   max_positions: int
   tied: bool
+  unrotated: tuple[int, ...] = ()
 
   def __post_init__(self):
-    if self.family not in ("qwen2", "qwen3", "llama"):
-      raise UserError(f"the architecture is {self.family!r}; supported are qwen2, qwen3 and llama")
+    if self.family not in FAMILIES:
+      raise UserError(f"the architecture is {self.family!r}; supported are {', '.join(FAMILIES)}")
     if self.num_heads % self.num_kv_heads:
       raise UserError(f"the model has {self.num_heads} query heads, not divisible by its {self.num_kv_heads} "
                       "key/value heads")
@@ -75,15 +85,22 @@ class ModelConfig:
   def with_rope(self, theta: float | None, yarn_factor: float | None) -> "ModelConfig":
     """The same model with another RoPE base and/or stretched by YaRN; None keeps what it has.
 
-    YaRN stretches the context that the model was trained for, and `max_positions` grows to factor times that.
+    YaRN stretches the context that the model was trained for, and `max_positions` grows to factor times that. A
+    scaling that the model has is replaced by YaRN and kept by another base; either is said in a warning.
     """
-    changed = self
+    changed, own = self, self.rope_scaling
     if theta is not None:
       changed = dataclasses.replace(changed, rope_theta=theta)
+      if own is not None and yarn_factor is None and theta != self.rope_theta:
+        logging.warning("model.rope_theta = %g replaces the model's base %g, and its RoPE scaling %s stays", theta,
+                        self.rope_theta, own)
     if yarn_factor is not None:
-      original = self.yarn.original_max_positions if self.yarn else self.max_positions
-      changed = dataclasses.replace(changed, yarn=rope.Yarn(yarn_factor, original),
-                                    max_positions=round(original * yarn_factor))
+      original = self.max_positions if own is None else own.original_max_positions
+      changed = dataclasses.replace(changed, max_positions=round(original * yarn_factor),
+                                    rope_scaling=rope.Yarn(original_max_positions=original, factor=yarn_factor))
+      if own is not None and changed.rope_scaling != own:
+        logging.warning("model.yarn_factor = %g replaces the model's own RoPE scaling %s: its window is now %d tokens, "
+                        "it was %d", yarn_factor, own, changed.max_positions, self.max_positions)
     return changed
 
   def trained_on(self, sequence_length: int) -> "ModelConfig":
@@ -237,24 +254,30 @@ class Decoder(nnx.Module):
     """The hidden states as in `hidden_states`, and what `attend` carried through all layers."""
     config = self.config
     placed = jnp.arange(tokens.shape[1])[None] if positions is None else positions
-    cos, sin = rope.rotation(placed, config.head_dim, config.rope_theta, config.yarn)
+    cos, sin = rope.rotation(placed, config.head_dim, config.rope_theta, config.rope_scaling)
+    rotated = np.isin(np.arange(config.num_layers), config.unrotated, invert=True) if config.unrotated else None
     with jax.named_scope("embed"):
       x = meshes.constrain(embed(self.embedding[...], tokens, compute_dtype), ("batch", "sequence", None))
     if self.apart:
-      for layer in self.layers:
-        x, carried = layer(x, cos, sin, attend, carried)
+      for i, layer in enumerate(self.layers):
+        x, carried = layer(x, *_of_layer(None if rotated is None else rotated[i], cos, sin), attend, carried)
       return rms_norm(x, self.final_norm[...], config.norm_eps).astype(compute_dtype), carried
     structure, stacked = nnx.split(self.layers)
 
-    def step(carry: tuple[Array, Any], weights: nnx.State) -> tuple[tuple[Array, Any], None]:
-      x, carried = carry
-      return nnx.merge(structure, weights)(x, cos, sin, attend, carried), None
+    def step(carry: tuple[Array, Any], of_layer: tuple[nnx.State, Array | None]) -> tuple[tuple[Array, Any], None]:
+      (x, carried), (weights, rotated) = carry, of_layer
+      return nnx.merge(structure, weights)(x, *_of_layer(rotated, cos, sin), attend, carried), None
 
     if (kept := REMAT[remat]) is not None:
       # prevent_cse is for remat outside of loops; a scan keeps the two passes apart by itself
       step = jax.checkpoint(step, prevent_cse=False, policy=remat_policy(kept))
-    (x, carried), _ = lax.scan(step, (x, carried), stacked)
+    (x, carried), _ = lax.scan(step, (x, carried), (stacked, rotated))
     return rms_norm(x, self.final_norm[...], config.norm_eps).astype(compute_dtype), carried
+
+
+def _of_layer(rotated: Bool[Array, ""] | None, cos: Array, sin: Array) -> tuple[Array, Array]:
+  """A layer's cosine and sine: angles of zero where it does not rotate; None means that every layer does."""
+  return (cos, sin) if rotated is None else (jnp.where(rotated, cos, 1.0), jnp.where(rotated, sin, 0.0))
 
 
 def layers_apart(params: Params) -> Params:

@@ -14,7 +14,7 @@ def _qwen25(embed_dim: int, mlp_dim: int, layers: int, heads: int, kv_heads: int
             max_positions: int = 32_768, tied: bool = True) -> ModelConfig:
   return ModelConfig(family="qwen2", vocab_size=vocab_size, embed_dim=embed_dim, mlp_dim=mlp_dim, num_layers=layers,
                      num_heads=heads, num_kv_heads=kv_heads, head_dim=embed_dim // heads, norm_eps=1e-6, rope_theta=1e6,
-                     yarn=None, max_positions=max_positions, tied=tied)
+                     rope_scaling=None, max_positions=max_positions, tied=tied)
 
 
 PUBLISHED = {
@@ -24,7 +24,7 @@ PUBLISHED = {
     "Qwen2.5-7B": _qwen25(3584, 18_944, 28, 28, 4, vocab_size=152_064, max_positions=131_072, tied=False),
     "Qwen3-Embedding-0.6B": ModelConfig(family="qwen3", vocab_size=151_669, embed_dim=1024, mlp_dim=3072, num_layers=28,
                                         num_heads=16, num_kv_heads=8, head_dim=128, norm_eps=1e-6, rope_theta=1e6,
-                                        yarn=None, max_positions=32_768, tied=True),
+                                        rope_scaling=None, max_positions=32_768, tied=True),
 }
 
 

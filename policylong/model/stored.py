@@ -68,7 +68,8 @@ def open_model(path: str | os.PathLike, sha256: str = "") -> StoredModel:
 def describe(config: ModelConfig, tokenizer: transformers.PreTrainedTokenizerFast, directory: pathlib.Path) -> None:
   """Writes all but the weights, model.json and tokenizer/, into a folder that is there."""
   tokenizer.save_pretrained(directory / _TOKENIZER)
-  (directory / _MODEL).write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+  values = dataclasses.asdict(config) | {"rope_scaling": rope.to_dict(config.rope_scaling)}
+  (directory / _MODEL).write_text(json.dumps(values, indent=2) + "\n")
 
 
 def open_orbax(path: str | os.PathLike) -> StoredModel:
@@ -125,8 +126,10 @@ def _described(directory: pathlib.Path) -> _Description:
   path = directory / _MODEL
   try:
     values = json.loads(path.read_text())
-    yarn = values.pop("yarn")
-    config = ModelConfig(**values, yarn=None if yarn is None else rope.Yarn(**yarn))
+    if yarn := values.pop("yarn", None):  # as it was called when there was no other scaling
+      values["rope_scaling"] = {"rope_type": "yarn", **yarn}
+    config = ModelConfig(**values | {"rope_scaling": rope.from_dict(values.get("rope_scaling")),
+                                     "unrotated": tuple(values.get("unrotated", ()))})
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise UserError(f"{path} cannot be read ({error}): give a directory made by hf-to-orbax, or a run's") from error
   tokenizer = load_tokenizer(directory / _TOKENIZER)

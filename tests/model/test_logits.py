@@ -96,15 +96,15 @@ MUTATIONS = {
                   lambda p, c: (_layer(p, v_bias=0 * p["layers"]["v_bias"]), c)),
     "k norm without its scale": (["qwen3", "qwen3_tied"],
                                  lambda p, c: (_layer(p, k_norm=jnp.ones_like(p["layers"]["k_norm"])), c)),
-    "no YaRN": (["qwen2_yarn", "qwen3_yarn"], lambda p, c: (p, dataclasses.replace(c, yarn=None))),
+    "no YaRN": (["qwen2_yarn", "qwen3_yarn"], lambda p, c: (p, dataclasses.replace(c, rope_scaling=None))),
     "YaRN without attention scale": (["qwen2_yarn", "qwen3_yarn"], lambda p, c: (
-        p, dataclasses.replace(c, yarn=dataclasses.replace(c.yarn, attention_factor=1.0)))),
+        p, dataclasses.replace(c, rope_scaling=dataclasses.replace(c.rope_scaling, attention_factor=1.0)))),
     "YaRN without mscale": (["qwen3_yarn"], lambda p, c: (
-        p, dataclasses.replace(c, yarn=dataclasses.replace(c.yarn, mscale=None)))),
+        p, dataclasses.replace(c, rope_scaling=dataclasses.replace(c.rope_scaling, mscale=None)))),
     "YaRN truncated": (["qwen3_yarn"], lambda p, c: (
-        p, dataclasses.replace(c, yarn=dataclasses.replace(c.yarn, truncate=True)))),
+        p, dataclasses.replace(c, rope_scaling=dataclasses.replace(c.rope_scaling, truncate=True)))),
     "YaRN with the default betas": (["qwen3_yarn"], lambda p, c: (
-        p, dataclasses.replace(c, yarn=dataclasses.replace(c.yarn, beta_fast=32.0, beta_slow=1.0)))),
+        p, dataclasses.replace(c, rope_scaling=dataclasses.replace(c.rope_scaling, beta_fast=32.0, beta_slow=1.0)))),
 }
 
 
@@ -185,6 +185,6 @@ def test_a_rope_base_can_be_overridden(loaded):
 def test_yarn_can_be_switched_on_and_stretches_the_context(loaded):
   _, config = loaded["llama"]
   stretched = config.with_rope(None, 4.0)
-  assert stretched.yarn == rope.Yarn(4.0, 64)
+  assert stretched.rope_scaling == rope.Yarn(factor=4.0, original_max_positions=64)
   assert stretched.max_positions == 256
   assert stretched.with_rope(None, 2.0).max_positions == 128

@@ -21,7 +21,7 @@ TEXTS = ["the river", "the canal of clay . the clock of bread", "bees", "", "rai
 def checkpoint(tmp_path_factory):
   """A directory with a random Qwen3 and a tokenizer of whole words."""
   config = ModelConfig(family="qwen3", vocab_size=24, embed_dim=32, mlp_dim=48, num_layers=2, num_heads=4,
-                       num_kv_heads=2, head_dim=16, norm_eps=1e-6, rope_theta=1e6, yarn=None, max_positions=128,
+                       num_kv_heads=2, head_dim=16, norm_eps=1e-6, rope_theta=1e6, rope_scaling=None, max_positions=128,
                        tied=True)
   vocabulary = {word: i for i, word in enumerate([*WORDS, "[UNK]", END])}
   backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))

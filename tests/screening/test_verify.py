@@ -11,7 +11,7 @@ from policylong.screening.scorer import Scorer
 from policylong.screening.verify import Pair, verify
 
 MODEL = ModelConfig(family="qwen3", vocab_size=211, embed_dim=48, mlp_dim=96, num_layers=3, num_heads=6, num_kv_heads=2,
-                    head_dim=16, norm_eps=1e-6, rope_theta=1e4, yarn=None, max_positions=512, tied=True)
+                    head_dim=16, norm_eps=1e-6, rope_theta=1e4, rope_scaling=None, max_positions=512, tied=True)
 # float32 against float64 over 3 layers: rounding of logits of order 10 (weights are blown up below)
 TOLERANCE = 2e-5
 

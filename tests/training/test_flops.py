@@ -6,11 +6,11 @@ from policylong.model.qwen import ModelConfig
 from policylong.training.flops import nonembedding_params, train_flops_per_token
 
 SMOLLM2 = ModelConfig(family="llama", vocab_size=49152, embed_dim=576, mlp_dim=1536, num_layers=30, num_heads=9,
-                      num_kv_heads=3, head_dim=64, norm_eps=1e-5, rope_theta=1e5, yarn=None, max_positions=8192,
+                      num_kv_heads=3, head_dim=64, norm_eps=1e-5, rope_theta=1e5, rope_scaling=None, max_positions=8192,
                       tied=True)
 QWEN_3B = ModelConfig(family="qwen2", vocab_size=151936, embed_dim=2048, mlp_dim=11008, num_layers=36, num_heads=16,
-                      num_kv_heads=2, head_dim=128, norm_eps=1e-6, rope_theta=1e6, yarn=None, max_positions=32768,
-                      tied=True)
+                      num_kv_heads=2, head_dim=128, norm_eps=1e-6, rope_theta=1e6, rope_scaling=None,
+                      max_positions=32768, tied=True)
 
 
 def test_parameters_outside_the_embedding_are_what_the_model_cards_say():

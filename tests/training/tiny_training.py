@@ -11,7 +11,7 @@ from policylong.model.qwen import ModelConfig, declare
 
 LENGTH = 32
 TINY = ModelConfig(family="llama", vocab_size=64, embed_dim=32, mlp_dim=64, num_layers=2, num_heads=8, num_kv_heads=4,
-                   head_dim=8, norm_eps=1e-5, rope_theta=1e4, yarn=None, max_positions=64, tied=True)
+                   head_dim=8, norm_eps=1e-5, rope_theta=1e4, rope_scaling=None, max_positions=64, tied=True)
 
 
 def training_config(**changes) -> config_lib.Training:
