@@ -9,11 +9,11 @@ Hardware: 2 CPU cores, about four minutes a run.
 """
 
 from experiments.small_study.small import SIZE
-from policylong.config import METHODS
+from policylong.config import CORPUS_METHODS
 
 SEEDS = (0, 1, 2)
 prepare, get_config, measure = SIZE.prepare, SIZE.get_config, SIZE.measure
 
 
 def cells():
-  return SIZE.cells(METHODS)
+  return SIZE.cells(CORPUS_METHODS)

@@ -22,18 +22,23 @@ class ConfigError(UserError):
   """A field is missing, unknown, of the wrong type, or contradicts another."""
 
 
+# Kinds of sources that hold documents, and those that can hold token sequences.
+DOCUMENT_KINDS = ("jsonl", "parquet", "text", "mds", "tfds")
+SEQUENCE_KINDS = ("parquet", "mds", "array_record")
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
   """Where documents come from. `path` is a file, a glob, a folder, or a TFDS builder name."""
   name: str
-  kind: str  # jsonl | parquet | text | mds | tfds
+  kind: str  # jsonl | parquet | text | mds | tfds, or of token sequences: parquet | mds | array_record
   path: str
   id_field: str
   text_field: str
   split: str
 
   def __post_init__(self):
-    _one_of(f"kind of the source {self.name!r}", self.kind, ("jsonl", "parquet", "text", "mds", "tfds"))
+    _one_of(f"kind of the source {self.name!r}", self.kind, (*DOCUMENT_KINDS, "array_record"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +168,7 @@ class MethodOptions:
   quest_split_ratio: float
   utk_share: float
   prolong_long_share: float
+  given_boundaries: str
 
   def __post_init__(self):
     _one_of("method_options.search", self.search, ("embeddings", "bm25"))
@@ -228,6 +234,7 @@ class Eval:
   ruler_dir: str
 
   def __post_init__(self):
+    _one_of("kind of eval.documents", self.documents.kind, DOCUMENT_KINDS)
     _one_of("eval.protocol", self.protocol, ("nvidia", "helmet"))
     _at_least("eval.samples", self.samples, 1)
     _at_least("eval.short_window", self.short_window, 1)
@@ -329,9 +336,10 @@ class Report:
     _at_least("report.anchors_per_root", self.anchors_per_root, 1)
 
 
-# How a round's sequences are made: by asking the policy, and without it.
+# How a round's sequences are made: by asking the policy, and without it; or they exist already.
 POLICY_METHODS = ("policylong", "entropylong")
-METHODS = (*POLICY_METHODS, "nextlong", "quest", "knn", "iclm", "standard", "utk", "prolong")
+CORPUS_METHODS = (*POLICY_METHODS, "nextlong", "quest", "knn", "iclm", "standard", "utk", "prolong")
+METHODS = (*CORPUS_METHODS, "given")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -363,6 +371,11 @@ class Config:
     if self.method == "utk" and self.training.document_masking:
       raise ConfigError("method is 'utk' and training.document_masking is True: it puts a document's pieces between "
                         "those of others, and masked they could not see each other; set it to False")
+    what, kinds = ("token sequences", SEQUENCE_KINDS) if self.method == "given" else ("documents", DOCUMENT_KINDS)
+    for source in self.corpus.sources:
+      if source.kind not in kinds:
+        raise ConfigError(f"method is {self.method!r} and the source {source.name!r} is of kind {source.kind}: it "
+                          f"reads {what}, of kind {', '.join(kinds)}")
     length, root = self.synthesis.sequence_length, self.screening.root_tokens
     if length <= root:
       raise ConfigError(f"synthesis.sequence_length is {length}: it must be more than "

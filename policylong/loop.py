@@ -28,6 +28,7 @@ import numpy as np
 from etils import epath
 
 from policylong import config as config_lib
+from policylong.corpus.given import GivenSequences
 from policylong.corpus.roots import sample_documents
 from policylong.corpus.store import open_corpus
 from policylong.corpus.texts import ChunkTokens
@@ -108,11 +109,12 @@ class _Loop:
     self.tokenizer = load_tokenizer(config.model.path)
     self.trainer = Trainer(config.training, self.model, self.mesh, workdir, length=config.synthesis.sequence_length,
                            rounds=config.rounds, seed=config.seed)
-    self.corpus = open_corpus(config.corpus)
+    self.method = METHODS[config.method]
+    self.corpus = (GivenSequences(config, self.model.vocab_size) if "sequences" in self.method.asks
+                   else open_corpus(config.corpus))
     hosts.barrier("corpus")  # which each host may have built for itself
     with hosts.first_before_others("corpus.json"):
       _claim_corpus(workdir, self.corpus.summary())
-    self.method = METHODS[config.method]
     self.screens = "policy" in self.method.asks
     self.screening = config.screening if "negatives" in self.method.asks else dataclasses.replace(
         config.screening, negatives="none")

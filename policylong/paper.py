@@ -24,7 +24,7 @@ def config() -> ConfigDict:
       # Rounds of training that the policy which screens may lack: 0, the newest one screens; 1, the one before.
       "max_staleness": 0,
       # How sequences are made: policylong; entropylong (one round); nextlong, quest, knn, iclm, standard, utk, prolong,
-      # which do not ask the policy.
+      # which do not ask the policy; given: corpus.sources hold token sequences (array_record, parquet, mds).
       "method": "policylong",
       "method_options": {
           # How nextlong, knn and iclm search: embeddings (the retrieval group, their papers' way) or bm25.
@@ -41,6 +41,8 @@ def config() -> ConfigDict:
           "utk_share": 0.3,
           # ProLong: share of the sequences that comes from documents of at least sequence_length tokens (paper: 0.6).
           "prolong_long_share": 0.6,
+          # Given: column of the sequences' document boundaries, for document_masking (ProLong: indices); "": none.
+          "given_boundaries": "",
       },
       "model": {
           # An HF directory (config.json, safetensors, tokenizer) or a GGUF file; fine-tuning also starts from a run's
@@ -59,7 +61,7 @@ def config() -> ConfigDict:
       "corpus": {
           # Where documents come from (E: 229M documents, 644M chunks). kind: jsonl, parquet, text (files,
           # jsonl and text compressed or not), mds or tfds; the fields of a record that hold id and text ("a.b": the
-          # field b of a); split is for tfds only.
+          # field b of a); split is for tfds only. Of method given: text_field holds token ids.
           "sources": (
               {"name": "fineweb_edu", "kind": "parquet", "path": "corpus/fineweb-edu/*.parquet", "id_field": "id",
                "text_field": "text", "split": ""},

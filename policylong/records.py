@@ -151,6 +151,14 @@ class LongSequence:
   spans: tuple[Span, ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class GivenSequence:
+  """A token sequence that existed before the run: tokens int32[n]; cuts: 0, where a next document begins, ..., n."""
+  id: str
+  tokens: np.ndarray
+  cuts: tuple[int, ...]
+
+
 def by_document[Record](records: Iterable[Record]) -> dict[str, list[Record]]:
   """Records by their `doc_id`, documents and records in the order in which they come."""
   found: dict[str, list[Record]] = {}

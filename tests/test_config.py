@@ -28,6 +28,7 @@ def test_the_demo_config_is_valid_and_survives_json(changes):
 
 @pytest.mark.parametrize("changes, words", [
     ({"screening__epsilon": -0.1, "screening__epsilon_from_control": None}, ["screening.epsilon is -0.1", "between 0"]),
+    ({"method": "given"}, ["'given'", "'sotu' is of kind text", "token sequences, of kind parquet, mds, array_record"]),
     ({"screening__epsilon": 0.4}, ["screening.epsilon is 0.4", "epsilon_from_control is 0.005", "exactly one"]),
     ({"screening__epsilon_from_control": None}, ["exactly one"]),
     ({"screening__control_chunks": 0}, ["control_chunks is 0"]),

@@ -15,7 +15,7 @@ import pytest
 
 from experiments.cells import read_grid
 from experiments.results import interval, told, write_results
-from policylong.config import METHODS
+from policylong.config import CORPUS_METHODS
 from policylong.errors import UserError
 from tests.small_run import make_small_run
 from tests.test_resume import REPOSITORY
@@ -111,7 +111,8 @@ def test_a_file_that_is_no_grid_is_told_as_such(tmp_path):
 
 def test_the_comparison_has_every_method_with_the_same_tokens():
   grid = read_grid(str(REPOSITORY / "experiments" / "comparison.py"))
-  assert {cell.config.method for cell in grid.cells} == set(METHODS) and len(grid.cells) == 3 * len(METHODS)
+  assert {cell.config.method for cell in grid.cells} == set(CORPUS_METHODS)
+  assert len(grid.cells) == 3 * len(CORPUS_METHODS)
   assert len({cell.config.rounds * cell.config.training.steps_per_round * cell.config.training.batch_size
               * cell.config.synthesis.sequence_length for cell in grid.cells}) == 1
   assert len({cell.config.corpus.cache_dir for cell in grid.cells}) == 1

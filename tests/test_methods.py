@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -159,3 +160,60 @@ def test_a_round_whose_roots_are_all_too_short_is_one_sentence(folder, tmp_path)
                                                    "screening.tokens_per_batch": 10_000,
                                                    "synthesis.sequence_length": 5120})
   assert "\n" not in str(caught.value)
+
+
+def write_given(path, count=20, length=300):
+  """Sequences of a run's length and 44 tokens more, of two documents each."""
+  rng = np.random.default_rng(5)
+  rows = rng.integers(0, 40_000, (count, length)).astype(np.int32)
+  pq.write_table(pa.table({"input_ids": list(rows), "indices": [[[0, 100], [100, length]]] * count}), path)
+  return rows
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_given_sequences_are_trained_on_each_round_its_own(folder, tmp_path, masked):
+  rows = write_given(tmp_path / "set.parquet")
+  source = {"name": "set", "kind": "parquet", "path": str(tmp_path / "set.parquet"), "id_field": "",
+            "text_field": "input_ids", "split": ""}
+  page = run(folder, tmp_path / "run", method="given", rounds=2, **{
+      "corpus.sources": (source,), "method_options.given_boundaries": "indices", "training.document_masking": masked})
+  seen = []
+  for r in (1, 2):
+    round_ = tmp_path / "run" / "rounds" / str(r)
+    records = read_tokens(sequence_paths(round_ / "sequences")).reshape(8, 3 if masked else 1, 256)
+    seen += [tuple(row) for row in records[:, 0]]
+    if masked:
+      assert (records[:, 1] == np.repeat([1, 2], [100, 156])).all()
+    assert json.loads((round_ / "DONE.json").read_text())["epochs"] == 1.0
+  assert len(set(seen)) == 16 and set(seen) <= {tuple(row[:256]) for row in rows}
+  losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+  assert len(losses) == 8 and np.isfinite(losses).all()
+  assert "given" in page.read_text() and json.loads((tmp_path / "run" / "corpus.json").read_text())["documents"] == 20
+
+
+def test_a_killed_run_on_given_sequences_goes_on_to_the_same_bytes_and_refuses_other_ones(folder, tmp_path):
+  write_given(tmp_path / "set.parquet")
+  config = tmp_path / "given.py"
+  config.write_text(f'''
+import pathlib
+from tests.small_run import small_config
+
+def get_config():
+  config = small_config(pathlib.Path({str(folder)!r}))
+  config.corpus.sources = ({{"name": "set", "kind": "parquet", "path": {str(tmp_path / "set.parquet")!r},
+                            "id_field": "", "text_field": "input_ids", "split": ""}},)
+  config.method, config.rounds, config.eval.tasks = "given", 2, ()
+  return config
+''')
+  assert run_main(config, tmp_path / "whole").returncode == 0
+  for kill in ("synthesis:3", "training:6"):
+    assert run_main(config, tmp_path / "killed", kill).returncode == -9
+  assert run_main(config, tmp_path / "killed").returncode == 0
+  whole, killed = ({str(path.relative_to(tmp_path / name)): path.read_bytes()
+                    for path in sorted((tmp_path / name).glob("rounds/**/*")) if path.is_file()}
+                   for name in ("whole", "killed"))
+  assert whole == killed and len(whole) > 6
+  write_given(tmp_path / "set.parquet", count=21)
+  (tmp_path / "killed" / "final.json").unlink()
+  said = run_main(config, tmp_path / "killed")
+  assert said.returncode == 1 and "began with the corpus" in said.stderr

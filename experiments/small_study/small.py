@@ -4,7 +4,7 @@
 """
 
 from experiments.small_study.study import Size
-from policylong.config import METHODS
+from policylong.config import CORPUS_METHODS
 
 SIZE = Size("small", letters=400, speeches=8, leads=1500, length=4096, steps=30, batch=4, roots=120, rounds=3,
             prompts=24, documents=8)
@@ -13,4 +13,4 @@ prepare, get_config, measure = SIZE.prepare, SIZE.get_config, SIZE.measure
 
 
 def cells():
-  return SIZE.cells((*METHODS, "offline", "negatives=none", "epsilon_from_control=0.01", "control_margin=0.1"))
+  return SIZE.cells((*CORPUS_METHODS, "offline", "negatives=none", "epsilon_from_control=0.01", "control_margin=0.1"))

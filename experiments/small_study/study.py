@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from configs import demo
 from experiments.small_study import base, corpora, measures, truth
 from policylong import config as config_lib
-from policylong.config import METHODS
+from policylong.config import CORPUS_METHODS
 from policylong.devices.mesh import make_mesh
 from policylong.errors import UserError
 
@@ -108,7 +108,7 @@ class Size:
     their name, as in ablations.py: PolicyLong with that changed. Without negatives it is to EntropyLong what PolicyLong
     is to "offline".
     """
-    cells = {method: {"method": method, **({} if method == "policylong" else self.once())} for method in METHODS}
+    cells = {method: {"method": method, **({} if method == "policylong" else self.once())} for method in CORPUS_METHODS}
     cells["prolong"]["training.document_masking"] = True
     cells |= {"offline": self.once(), "negatives=none": {"screening.negatives": "none"},
               "control_margin=0.1": {"screening.control_margin": 0.1},

@@ -11,7 +11,6 @@ Numbers are little-endian. Of a sample only the wanted columns are decoded; pick
 
 import dataclasses
 import glob
-import itertools
 import json
 import math
 import mmap
@@ -87,8 +86,15 @@ def files(where: str, field: str) -> list[pathlib.Path]:
   return [*indexes, *(shard.path for shard in find_shards(where, field))]
 
 
-def rows(shard: Shard, fields: Sequence[str]) -> Iterator[tuple[int, int, dict]]:
+def check_columns(shard: Shard, fields: Sequence[str]) -> None:
+  """Raises a UserError for a column that is missing, or in an encoding that is not read."""
+  _decoders(shard, fields)
+
+
+def rows(shard: Shard, fields: Sequence[str], only: Sequence[int] | None = None) -> Iterator[tuple[int, int, dict]]:
   """(number from 1, bytes of a sample, {column: value}) of each sample, of the columns that hold `fields`.
+
+  `only`, if given, are the samples that are wanted, counted from 0.
 
   Values are str, bytes, int, float, numpy arrays, or what JSON has.
 
@@ -103,7 +109,8 @@ def rows(shard: Shard, fields: Sequence[str]) -> Iterator[tuple[int, int, dict]]
   if len(data) < 4 or int.from_bytes(data[:4], "little") != shard.samples or len(data) < 8 + 4 * shard.samples:
     raise Unreadable(NOT_MDS)
   offsets = np.frombuffer(data, "<u4", shard.samples + 1, 4).tolist()
-  for number, (start, end) in enumerate(itertools.pairwise(offsets), start=1):
+  for number in range(1, shard.samples + 1) if only is None else [wanted + 1 for wanted in only]:
+    start, end = offsets[number - 1:number + 1]
     try:
       yield number, end - start, _sample(shard, data[start:end], decoders)
     except (ValueError, IndexError, KeyError, RecursionError) as error:

@@ -23,7 +23,10 @@ def _chunk_text(workdir):
   if not workdir.directory.is_dir():
     return None  # write_report says so
   try:
-    corpus = open_corpus(config_lib.parse(read_json(workdir.directory / "config.json")).corpus)
+    config = config_lib.parse(read_json(workdir.directory / "config.json"))
+    if config.method == "given":
+      return lambda _: None  # such a run has no chunks
+    corpus = open_corpus(config.corpus)
   except UserError as error:
     print(f"chunks are shown by their ids only: {error}", file=sys.stderr)
     return None

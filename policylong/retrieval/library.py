@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from policylong import config as config_lib
+from policylong.corpus.given import GivenSequences
 from policylong.corpus.roots import sample_documents
 from policylong.corpus.store import Corpus
 from policylong.corpus.texts import ChunkTokens
 from policylong.devices import hosts
 from policylong.randomness import generator
+from policylong.records import GivenSequence
 from policylong.retrieval.bm25 import Bm25
 from policylong.retrieval.embedders import Embedder
 from policylong.retrieval.exact import ExactIndex
@@ -25,7 +27,7 @@ class CorpusLibrary:
     chunk_chars: as configured.
   """
 
-  def __init__(self, config: config_lib.Config, corpus: Corpus, tokenizer, embedder: Embedder | None,
+  def __init__(self, config: config_lib.Config, corpus: Corpus | GivenSequences, tokenizer, embedder: Embedder | None,
                index: VectorIndex | None):
     """Reads `corpus`; without an embedder or index, what needs them fails unless the search is by BM25."""
     self._config, self._corpus, self._tokenizer = config, corpus, tokenizer
@@ -95,6 +97,10 @@ class CorpusLibrary:
     order = np.argsort(itself, axis=1, kind="stable")[:, :k]
     rows = np.where(itself, -1, rows)
     return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
+
+  def given(self, round_index: int, at_a_time: int) -> Iterator[GivenSequence]:
+    """See `Library`."""
+    return self._corpus.sequences(round_index, at_a_time)
 
   def serve(self) -> None:
     """The other processes: searches with the first one until it says that it is done."""

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from policylong import config as config_lib
-from policylong.records import LongSequence, Negative, Positive, Root
+from policylong.records import GivenSequence, LongSequence, Negative, Positive, Root
 from policylong.synthesis.assembly import ChunkTokens, Filler
 
 
@@ -55,6 +55,9 @@ class Library(Protocol):
   def neighbours(self, texts: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
     """Of each text the k most similar others among `texts`: rows int32[n, k] (-1: none) and float32[n, k]."""
 
+  def given(self, round_index: int, at_a_time: int) -> Iterator[GivenSequence]:
+    """The round's part of the sequences that were given, read so many at a time; none is in two rounds."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Screened:
@@ -88,7 +91,7 @@ class Method:
   """One way to make sequences.
 
   asks: what must be there: "policy" (screening), "negatives" (of the screening), "roots" (enough root documents for all
-  rounds), "embedder", "index".
+  rounds), "embedder", "index"; or "sequences" (given ones, in the place of documents).
   sequences: makes a round's sequences.
   """
   asks: frozenset[str]

@@ -1,6 +1,6 @@
 """The methods by their names in a config."""
 
-from policylong.synthesis import entropylong, iclm, knn, nextlong, policylong, prolong, quest, standard, utk
+from policylong.synthesis import entropylong, given, iclm, knn, nextlong, policylong, prolong, quest, standard, utk
 from policylong.synthesis.method import Method
 
 _POLICY = frozenset({"policy", "roots", "embedder", "index"})
@@ -16,4 +16,5 @@ METHODS = {
     "standard": Method(frozenset(), standard.sequences),
     "utk": Method(frozenset(), utk.sequences),
     "prolong": Method(frozenset(), prolong.sequences),
+    "given": Method(frozenset({"sequences"}), given.sequences),
 }
