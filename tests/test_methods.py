@@ -191,6 +191,7 @@ def test_given_sequences_are_trained_on_each_round_its_own(folder, tmp_path, mas
   assert "given" in page.read_text() and json.loads((tmp_path / "run" / "corpus.json").read_text())["documents"] == 20
 
 
+@pytest.mark.slow
 def test_a_killed_run_on_given_sequences_goes_on_to_the_same_bytes_and_refuses_other_ones(folder, tmp_path):
   write_given(tmp_path / "set.parquet")
   config = tmp_path / "given.py"
