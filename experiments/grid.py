@@ -21,6 +21,7 @@ from collections.abc import Callable
 from experiments.cells import Cell, Grid, read_grid
 from experiments.results import run_numbers, write_results
 from policylong import config as config_lib
+from policylong import paths
 from policylong.errors import UserError, run_command
 from policylong.storage.workdir import read_json, write_json
 
@@ -28,8 +29,9 @@ from policylong.storage.workdir import read_json, write_json
 def main() -> None:
   """The command."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--grid", required=True, metavar="FILE.py", help="the grid, e.g. experiments/comparison.py")
-  parser.add_argument("--workdir", required=True, type=pathlib.Path, help="where the runs and the table go")
+  parser.add_argument("--grid", type=paths.expand, required=True, metavar="FILE.py",
+                      help="the grid, e.g. experiments/comparison.py")
+  parser.add_argument("--workdir", required=True, type=paths.local, help="where the runs and the table go")
   parser.add_argument("--cell", metavar="NAME-seedN", help="run this one alone, in this process, and write no table")
   arguments = parser.parse_args()
   grid = read_grid(arguments.grid)

@@ -14,6 +14,7 @@ import typing
 
 from ml_collections.config_dict import FieldReference
 
+from policylong import paths
 from policylong.errors import UserError
 from policylong.padding import bucket
 
@@ -32,7 +33,7 @@ class Source:
   """Where documents come from. `path` is a file, a glob, a folder, or a TFDS builder name."""
   name: str
   kind: str  # jsonl | parquet | text | mds | tfds, or of token sequences: parquet | mds | array_record
-  path: str
+  path: paths.Path
   id_field: str
   text_field: str
   split: str
@@ -44,7 +45,7 @@ class Source:
 @dataclasses.dataclass(frozen=True)
 class Model:
   """The base model: an HF directory or a GGUF file."""
-  path: str
+  path: paths.Path
   sha256: str
   rope_theta: float | None
   yarn_factor: float | None
@@ -64,7 +65,7 @@ class Corpus:
   sources: tuple[Source, ...]
   root_sources: tuple[str, ...]
   chunk_chars: int
-  cache_dir: str
+  cache_dir: paths.Path
 
   def __post_init__(self):
     if not self.sources:
@@ -81,7 +82,7 @@ class Corpus:
 class Retrieval:
   """The embedder and the index over the corpus's chunks; both are frozen for the whole run."""
   embedder: str
-  embedder_path: str
+  embedder_path: paths.Path
   embedder_sha256: str
   embedder_max_tokens: int
   embedder_batch: int
@@ -231,7 +232,7 @@ class Eval:
   protocol: str
   documents: Source
   short_window: int
-  ruler_dir: str
+  ruler_dir: paths.Path
 
   def __post_init__(self):
     _one_of("kind of eval.documents", self.documents.kind, DOCUMENT_KINDS)
@@ -389,14 +390,14 @@ class Config:
 @dataclasses.dataclass(frozen=True)
 class StartModel:
   """What is fine-tuned: an HF directory, a GGUF file, a run's working directory or one of its checkpoints."""
-  path: str
+  path: paths.Path
   sha256: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Conversations:
   """What it is fine-tuned on: chat JSONL, packed into sequences."""
-  path: str
+  path: paths.Path
   sequence_length: int
   loss_on: str
   held_out: float
@@ -496,6 +497,8 @@ def _convert(hint, value, name):
     return tuple(_convert(typing.get_args(hint)[0], item, f"{name}[{i}]") for i, item in enumerate(value))
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
+  if hint is paths.Path:
+    return paths.expand(_convert(str, value, name))
   if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
     raise ConfigError(f"{name} is {value!r}; it must be of type {hint.__name__}")
   return value

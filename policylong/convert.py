@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from policylong import paths
 from policylong.errors import UserError, run_command
 from policylong.model import hf, qwen, stored, tokenizer
 from policylong.storage.workdir import new_directory
@@ -37,13 +38,15 @@ def save_orbax(params: qwen.Params, config: qwen.ModelConfig, tokenizer_, direct
     stored.describe(config, tokenizer_, temporary)
 
 
-def load_orbax(directory: pathlib.Path, mesh: jax.sharding.Mesh | None = None):
+def load_orbax(directory: pathlib.Path, mesh: jax.sharding.Mesh | None = None, base_model: str | None = None):
   """The parameters (in the dtype that they were stored in), ModelConfig and tokenizer of `save_orbax` or of a run.
+
+  `base_model` is as of `stored.open_model`.
 
   Raises:
     UserError: the directory is not one of these, or is damaged.
   """
-  model = stored.open_run(directory) if stored.is_run(directory) else stored.open_orbax(directory)
+  model = stored.open_run(directory, base_model) if stored.is_run(directory) else stored.open_orbax(directory)
   return model.load(None, mesh), model.config, model.tokenizer
 
 
@@ -69,10 +72,10 @@ def hf_to_orbax(source: pathlib.Path, output: pathlib.Path, dtype: jnp.dtype) ->
   return float(np.abs(logits(*load_orbax(output)) - before).max())
 
 
-def orbax_to_hf(source: pathlib.Path, output: pathlib.Path, dtype: jnp.dtype) -> float:
+def orbax_to_hf(source: pathlib.Path, output: pathlib.Path, dtype: jnp.dtype, base_model: str | None = None) -> float:
   """Converts; returns the largest absolute difference of the logits between source and result."""
   _refuse_existing(output)
-  params, config, words = load_orbax(source)
+  params, config, words = load_orbax(source, base_model=base_model)
   before = logits(params, config, words)
   hf.export_hf(jax.tree.map(lambda leaf: leaf.astype(dtype), params), config, words, output)
   del params
@@ -90,15 +93,23 @@ def main() -> None:
   parser = argparse.ArgumentParser(prog="python -m policylong.convert", description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("direction", choices=("hf-to-orbax", "orbax-to-hf"))
-  parser.add_argument("--model", type=pathlib.Path, required=True,
+  parser.add_argument("--model", type=paths.local, required=True,
                       help="what to convert: an HF directory or GGUF file; an Orbax directory, a run's working "
                            "directory or one of its checkpoints")
-  parser.add_argument("--output", type=pathlib.Path, required=True, help="a directory that does not exist yet")
+  parser.add_argument("--output", type=paths.local, required=True, help="a directory that does not exist yet")
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                       help="of the written weights (default: float32, which holds any source exactly)")
+  parser.add_argument("--base_model", type=paths.expand,
+                      help="where the model that a run started from is now, if it has moved since")
   flags = parser.parse_args()
-  convert = hf_to_orbax if flags.direction == "hf-to-orbax" else orbax_to_hf
-  difference = convert(flags.model, flags.output, jnp.dtype(flags.dtype))
+  if flags.base_model is not None and (flags.direction == "hf-to-orbax" or not stored.is_run(flags.model)):
+    raise UserError(f"--base_model is {flags.base_model}, and {flags.model} is no run, which started from one: leave "
+                    "it out")
+  dtype = jnp.dtype(flags.dtype)
+  if flags.direction == "hf-to-orbax":
+    difference = hf_to_orbax(flags.model, flags.output, dtype)
+  else:
+    difference = orbax_to_hf(flags.model, flags.output, dtype, flags.base_model)
   print(f"written: {flags.output} ({flags.dtype}); read again, its logits on a fixed text differ from the source's "
         f"by at most {difference:.3g}")
 

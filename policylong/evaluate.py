@@ -10,44 +10,20 @@ MODEL: an HF directory, a GGUF file, a run's working directory (its newest check
 Tasks: ruler (13 tasks and their mean), ruler/TASK, longppl, position_loss, longbench2 (its six scores), helmet (the
 papers' Avg), helmet/CATEGORY, and every task, group and tag of lm-eval.
 Prints a table and writes OUTPUT/results.json, {task: {length: {metric, value, samples, truncated, protocol}}}. The
-same command goes on where it was stopped. On several hosts, start it on each, with one --output that all can write;
-a TPU pod needs no more, elsewhere add --coordinator_address, --num_processes and --process_id.
+same command goes on where it was stopped; answers of another model, or of this one before its weights, config,
+tokenizer or template changed, are set aside in OUTPUT/earlier. On several hosts, start it on each, with one --output
+that all can write; a TPU pod needs no more, elsewhere add --coordinator_address, --num_processes and --process_id.
 """
 
 import argparse
-import hashlib
-import json
 import logging
 import re
 
 from etils import epath
 
-from policylong.errors import UserError, run_command
+from policylong import paths
+from policylong.errors import run_command
 from policylong.evaluation.results import Options
-from policylong.storage.workdir import read_json, write_json
-
-
-def claim(directory: epath.Path, policy_name: str, model: str) -> None:
-  """Makes the folder this model's own, or checks that it already is: answers of two models must not mix.
-
-  Raises:
-    UserError: the folder belongs to another model, or the model's files have changed since.
-  """
-  path = directory / "model.json"
-  wanted = {"model": policy_name, "files": _fingerprint(epath.Path(model))}
-  if not path.exists():
-    write_json(path, wanted)
-  elif (held := read_json(path)) != wanted:
-    changed = "which has changed since" if held.get("model") == policy_name else f"this is {policy_name}"
-    raise UserError(f"{directory} holds the answers of {held.get('model')}, {changed}: choose another --output, or "
-                    "remove the folder")
-
-
-def _fingerprint(model: epath.Path) -> str:
-  """Of the sizes and times of its weight files, if it has any: a run's checkpoints are told by their step."""
-  paths = sorted(model.glob("*.safetensors")) if model.is_dir() else [model]
-  stats = [(path.name, path.stat().length, int(path.stat().mtime)) for path in paths]
-  return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
 
 
 def _options(arguments) -> Options:
@@ -72,24 +48,29 @@ def _lengths(text: str) -> tuple[int, ...]:
 
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--model", required=True, help="what is scored, see above")
+  parser.add_argument("--model", type=paths.expand, required=True, help="what is scored, see above")
+  parser.add_argument("--base_model", type=paths.expand,
+                      help="where the model that a run started from is now, if it has moved since")
   parser.add_argument("--tasks", required=True, help="task names with commas between them")
   parser.add_argument("--lengths", type=_lengths, default=(), help="prompt lengths in tokens, e.g. 4096,8192")
-  parser.add_argument("--output", help="folder of results.json and answers (default: runs/evaluate/NAME_OF_MODEL)")
+  parser.add_argument("--output", type=paths.expand,
+                      help="folder of results.json and answers (default: runs/evaluate/NAME_OF_MODEL)")
   parser.add_argument("--samples", type=_positive, help="a task and length (default: as many as the protocol says)")
   parser.add_argument("--protocol", choices=("nvidia", "helmet"), default="nvidia",
                       help="RULER as NVIDIA's package runs it or as HELMET does (default: %(default)s)")
   parser.add_argument("--seed", type=int, default=42, help="of RULER's prompts (default: %(default)s, the package's)")
   parser.add_argument("--apply_chat_template", action="store_true", help="send prompts as a user's message")
-  parser.add_argument("--documents", help="held-out text for longppl and position_loss: JSONL, Parquet or .txt files")
+  parser.add_argument("--documents", type=paths.expand,
+                      help="held-out text for longppl and position_loss: JSONL, Parquet or .txt files")
   parser.add_argument("--short_window", type=_positive, default=4096,
                       help="longppl's short context in tokens (default: %(default)s)")
-  parser.add_argument("--evaluator", help="the model that names longppl's key tokens (default: MODEL itself)")
-  parser.add_argument("--ruler_dir", default="material/ruler",
+  parser.add_argument("--evaluator", type=paths.expand,
+                      help="the model that names longppl's key tokens (default: MODEL itself)")
+  parser.add_argument("--ruler_dir", type=paths.expand, default="material/ruler",
                       help="RULER's package and prompt sets; fetched if not there (default: %(default)s)")
-  parser.add_argument("--helmet_dir", help="a checkout of HELMET with its data, for helmet")
-  parser.add_argument("--data_dir", help="LongBench-v2's data.json or its folder (default: the hub)")
-  parser.add_argument("--include_path", help="a folder with YAML tasks for lm-eval, beside its own")
+  parser.add_argument("--helmet_dir", type=paths.expand, help="a checkout of HELMET with its data, for helmet")
+  parser.add_argument("--data_dir", type=paths.expand, help="LongBench-v2's data.json or its folder (default: the hub)")
+  parser.add_argument("--include_path", type=paths.expand, help="a folder with YAML tasks for lm-eval, beside its own")
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16",
                       help="of weights and activations (default: %(default)s)")
   parser.add_argument("--coordinator_address", help="host:port of process 0, for several processes")
@@ -106,18 +87,22 @@ def main() -> None:
   tasks = [task.strip() for task in arguments.tasks.split(",") if task.strip()]
   # after the flags: --help and mistakes answer at once
   from policylong.devices import hardware, hosts
+  from policylong.evaluation import policy as policies
   from policylong.evaluation import results
   from policylong.evaluation.benchmarks import claimants, evaluate
-  from policylong.evaluation.policy import load_policy
+  from policylong.evaluation.claim import claim
+  from policylong.model import stored
 
   hardware.spread_over_cores()
   claimants(tasks)  # a misspelt name should not wait for the weights
   with hosts.joined(arguments.coordinator_address, arguments.num_processes, arguments.process_id, 0):
-    policy = load_policy(arguments.model, dtype=arguments.dtype)
-    slug = re.sub(r"[^A-Za-z0-9.-]+", "-", arguments.model).strip("-.")
+    model = stored.open_model(arguments.model, base_model=arguments.base_model)
+    slug = re.sub(r"[^\w.-]+", "-", arguments.model).strip("-.") or "model"
     directory = epath.Path(arguments.output or f"runs/evaluate/{slug}")
     with hosts.first_before_others("claim"):
-      claim(directory, f"{policy.name}, {arguments.dtype}", arguments.model)
+      if hosts.is_first():
+        claim(directory, model.name, {**model.identity(), "dtype": arguments.dtype})
+    policy = policies.load_policy(model, dtype=arguments.dtype)
     found = evaluate(policy, tasks, _options(arguments), directory)
     if hosts.is_first():
       print(f"model: {policy.name}\n\n{results.table(found)}\n\nresults: {directory / 'results.json'}")

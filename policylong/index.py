@@ -14,6 +14,7 @@ import dataclasses
 import pathlib
 
 from policylong import config as config_lib
+from policylong import paths
 from policylong.corpus.sources import read_source, source_at
 from policylong.corpus.store import Corpus, open_corpus
 from policylong.errors import UserError, run_command
@@ -108,10 +109,12 @@ def _parser() -> argparse.ArgumentParser:
   with_defaults = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
 
   builder = commands.add_parser("build", help="embed the documents of a JSONL file", **with_defaults)
-  builder.add_argument("--input", required=True, help="JSONL file, {id, text} a line")
-  builder.add_argument("--output", required=True, help="folder for the chunks, their vectors and the index")
+  builder.add_argument("--input", type=paths.expand, required=True, help="JSONL file, {id, text} a line")
+  builder.add_argument("--output", type=paths.expand, required=True,
+                       help="folder for the chunks, their vectors and the index")
   builder.add_argument("--embedder", choices=("minilm", "qwen3", "hashed"), default="minilm", help="what embeds")
-  builder.add_argument("--embedder-path", default="material/minilm", help="folder of its weights and tokenizer")
+  builder.add_argument("--embedder-path", type=paths.expand, default="material/minilm",
+                       help="folder of its weights and tokenizer")
   builder.add_argument("--embedder-sha256", default="", help="wanted hash of its weights; empty: any")
   builder.add_argument("--max-tokens", type=int, default=256, help="longer texts are cut")
   builder.add_argument("--batch", type=int, default=8, help="texts of --max-tokens that a device embeds at once")
@@ -124,10 +127,10 @@ def _parser() -> argparse.ArgumentParser:
   builder.set_defaults(run=build)
 
   searcher = commands.add_parser("search", help="print the best chunks", **with_defaults)
-  searcher.add_argument("--index", required=True, help="folder that build wrote")
+  searcher.add_argument("--index", type=paths.expand, required=True, help="folder that build wrote")
   what = searcher.add_mutually_exclusive_group(required=True)
   what.add_argument("--query", help="one query")
-  what.add_argument("--queries", help="JSONL file of queries, {id, text} a line")
+  what.add_argument("--queries", type=paths.expand, help="JSONL file of queries, {id, text} a line")
   searcher.add_argument("--k", type=_positive, default=5, help="chunks for each query")
   searcher.set_defaults(run=search)
   return parser

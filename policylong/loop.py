@@ -36,7 +36,8 @@ from policylong.devices import hosts
 from policylong.devices.mesh import make_mesh
 from policylong.errors import UserError
 from policylong.evaluation.in_loop import RoundEvaluation
-from policylong.model import hf
+from policylong.model import hf, identity
+from policylong.model.stored import open_model
 from policylong.model.tokenizer import load_tokenizer
 from policylong.records import Negative, Positive
 from policylong.report.page import write_report
@@ -106,6 +107,10 @@ class _Loop:
     self.model = hf.read_model_config(config.model.path).with_rope(
         theta=config.model.rope_theta, yarn_factor=config.model.yarn_factor)
     self.evaluation = RoundEvaluation(config, self.model, workdir)
+    if hosts.is_first():
+      base = open_model(config.model.path).identity()
+      del base["chat template"]  # nothing in a run is asked as a chat
+      identity.claim_base(workdir, config.model.path, base)
     self.tokenizer = load_tokenizer(config.model.path)
     self.trainer = Trainer(config.training, self.model, self.mesh, workdir, length=config.synthesis.sequence_length,
                            rounds=config.rounds, seed=config.seed)

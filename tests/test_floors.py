@@ -9,7 +9,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "policylong"
 # From the ground up; the rooms and files of one floor do not know each other.
 FLOORS = (
-    {"errors", "records", "randomness", "padding"},
+    {"errors", "records", "randomness", "padding", "paths"},
     {"config", "material"},
     {"paper", "storage", "devices"},
     {"commands", "attention", "likelihood"},

@@ -14,6 +14,7 @@ import pathlib
 from experiments import grid as grids
 from experiments.cells import read_grid
 from experiments.small_study import base, full, quick, report, small
+from policylong import paths
 from policylong.devices import hosts
 from policylong.errors import run_command
 from policylong.storage.workdir import write_json
@@ -26,7 +27,7 @@ def main() -> None:
   """The command."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--size", required=True, choices=SIZES)
-  parser.add_argument("--results", type=pathlib.Path, help="where results go; default: results/<size> beside this file")
+  parser.add_argument("--results", type=paths.local, help="where results go; default: results/<size> beside this file")
   arguments = parser.parse_args()
   directory = arguments.results or FOLDER / "results" / arguments.size
   path = FOLDER / f"{arguments.size}.py"

@@ -28,7 +28,7 @@ from configs import demo
 from experiments.small_study import corpora
 from experiments.small_study.induction import init_with_induction
 from policylong import config as config_lib
-from policylong import loop
+from policylong import loop, paths
 from policylong.devices import hosts
 from policylong.errors import UserError, run_command
 from policylong.model import hf
@@ -78,9 +78,9 @@ def get_config(directory: pathlib.Path, steps: int) -> config_lib.Config:
 def main() -> None:
   """The command."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--workdir", type=pathlib.Path, required=True)
+  parser.add_argument("--workdir", type=paths.local, required=True)
   parser.add_argument("--steps", type=int, default=1500)
-  parser.add_argument("--out", type=pathlib.Path, default=PATH, help="where the model goes, an HF directory")
+  parser.add_argument("--out", type=paths.local, default=PATH, help="where the model goes, an HF directory")
   arguments = parser.parse_args()
   logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
   logging.getLogger("policylong").setLevel(logging.INFO)

@@ -14,10 +14,10 @@ document, since how long they will be is in no config.
 
 import dataclasses
 import json
-import pathlib
 
 from absl import flags
 
+from policylong import paths
 from policylong.aot import compiler
 from policylong.aot.programs import PROGRAMS
 from policylong.commands import config_flags
@@ -60,15 +60,16 @@ def main() -> None:
       raise UserError(f"--program is {program!r}; it must be one of {', '.join(PROGRAMS)}")
   if not _PROGRAM.value:
     raise UserError(f"--program is empty: name one or more of {', '.join(PROGRAMS)}")
-  if _JSON.value:
-    pathlib.Path(_JSON.value).parent.mkdir(parents=True, exist_ok=True)
+  output = _JSON.value and paths.local(_JSON.value)
+  if output:
+    output.parent.mkdir(parents=True, exist_ok=True)
   found = []
   for program in _PROGRAM.value:
     found.append(compiler.compile_program(config_flags.config_name(), config, _TOPOLOGY.value, program))
     print(describe(found[-1]), flush=True)
-  if _JSON.value:
+  if output:
     values = [dataclasses.asdict(one) for one in found]
-    pathlib.Path(_JSON.value).write_text(json.dumps(values if len(values) > 1 else values[0], indent=2) + "\n")
+    output.write_text(json.dumps(values if len(values) > 1 else values[0], indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from policylong import config as config_lib
+from policylong import paths
 from policylong.commands import printed_config
 
 _MODULE = "config_config"  # the name under which ml_collections loads the file
@@ -47,7 +48,7 @@ def parse(help_text: str, required: Sequence[str]) -> None:
     print(help_text + "\n" + flags.FLAGS.main_module_help())
     sys.exit(0)
   try:
-    rest = flags.FLAGS(sys.argv)
+    rest = flags.FLAGS(_with_home(sys.argv))
     if len(rest) > 1:
       raise flags.Error(f"unexpected argument {rest[1]!r}")
     for name in ("config",) if _PRINT.value else required:
@@ -82,3 +83,15 @@ def _in_config_file(error: BaseException | None) -> str:
       sentence = f"the config file's get_config(): {str(error).strip().splitlines()[-1]}"
     error = error.__cause__ or error.__context__
   return sentence
+
+
+def _with_home(arguments: Sequence[str]) -> list[str]:
+  """The command line with the home folder for the ~ of --config, whose file is read with the flags."""
+  found = list(arguments)
+  for i, argument in enumerate(arguments):
+    flag, equals, value = argument.partition("=")
+    if equals and flag in ("--config", "-config"):
+      found[i] = f"{flag}={paths.expand(value)}"
+    elif i and arguments[i - 1] in ("--config", "-config"):
+      found[i] = paths.expand(argument)
+  return found

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from absl import flags
 
 from policylong import config as config_lib
+from policylong import paths
 from policylong.commands import config_flags
 from policylong.errors import UserError
 
@@ -31,4 +32,4 @@ def started(mesh: config_lib.Mesh) -> Iterator[str]:
   if not _WORKDIR.value:
     raise UserError("--workdir is empty: name a folder")
   with hosts.joined(*(flag.value for flag in _HOSTS), mesh.simulated_devices):
-    yield _WORKDIR.value
+    yield paths.expand(_WORKDIR.value)

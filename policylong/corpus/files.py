@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 
+from policylong import paths
 from policylong.errors import UserError
 
 # Why a file is none that can be read.
@@ -70,7 +71,7 @@ def find_files(where: str, kind: str, field: str) -> list[tuple[pathlib.Path, st
     UserError: nothing is there.
   """
   field = f"{field} is {where}"
-  path = os.path.expanduser(where)
+  path = paths.expand(where)
   if os.path.isdir(path):
     if kind != "text":
       raise UserError(f"{field}, a folder; kind {kind} wants a file or a glob such as "
@@ -83,7 +84,7 @@ def find_files(where: str, kind: str, field: str) -> list[tuple[pathlib.Path, st
   elif os.path.exists(path):
     raise UserError(f"{field}, which is {why_not(pathlib.Path(path))}: copy what it holds into a file")
   elif glob.has_magic(path):
-    root, found = _fixed_part(path), _matches(path)
+    root, found = paths.fixed_part(path), _matches(path)
     if not found:
       raise UserError(f"{field}, a glob that matches no file")
   else:
@@ -155,7 +156,7 @@ def _decompressed(codec: str, raw: io.BufferedReader) -> Stream:
 
 def _matches(pattern: str) -> list[str]:
   """What a glob finds; "**" at its end finds folders only for what they hold."""
-  found = glob.glob(pattern, recursive=True)
+  found = paths.matching(pattern)
   if os.path.basename(pattern) == "**":
     found = [path for path in found if not os.path.isdir(path)]
   return found if any(map(os.path.isfile, found)) else []
@@ -165,14 +166,6 @@ def _texts(folder: str) -> list[str]:
   below = os.path.join(glob.escape(folder), "**", "*.txt")
   patterns = (below, *(f"{below}.{suffix}" for suffix in _COMPRESSED_TEXT))
   return [path for pattern in patterns for path in glob.glob(pattern, recursive=True)]
-
-
-def _fixed_part(pattern: str) -> str:
-  """The folder above the first wildcard of a glob."""
-  folder = os.path.dirname(pattern)
-  while glob.has_magic(folder):
-    folder = os.path.dirname(folder)
-  return folder
 
 
 def _first_line(error: Exception) -> str:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
+from policylong import paths
 from policylong.corpus.files import Unreadable, opened, why_not
 from policylong.errors import UserError
 
@@ -76,13 +77,13 @@ def find_shards(where: str, field: str) -> list[Shard]:
   Raises:
     UserError: there is none, or an index is damaged.
   """
-  root, indexes = _indexes(os.path.expanduser(where), f"{field} is {where}")
+  root, indexes = _indexes(paths.expand(where), f"{field} is {where}")
   return [shard for index in indexes for shard in _read_index(index, root)]
 
 
 def files(where: str, field: str) -> list[pathlib.Path]:
   """The index files and the shards; raises as `find_shards`."""
-  _, indexes = _indexes(os.path.expanduser(where), f"{field} is {where}")
+  _, indexes = _indexes(paths.expand(where), f"{field} is {where}")
   return [*indexes, *(shard.path for shard in find_shards(where, field))]
 
 
@@ -123,10 +124,7 @@ def _indexes(where, field) -> tuple[str, list[pathlib.Path]]:
   elif os.path.basename(where) == INDEX and os.path.isfile(where):
     root, found = os.path.dirname(where), [where]
   elif glob.has_magic(where):
-    matches = glob.glob(where, recursive=True)
-    root = os.path.dirname(where)
-    while glob.has_magic(root):
-      root = os.path.dirname(root)
+    root, matches = paths.fixed_part(where), paths.matching(where)
     found = [path for match in matches for path in (_below(match) if os.path.isdir(match) else [match])]
     found = [path for path in dict.fromkeys(found) if os.path.basename(path) == INDEX]
   else:

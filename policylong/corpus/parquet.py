@@ -1,13 +1,12 @@
 """Reads rows of Parquet files, whatever kind of string a column holds."""
 
-import glob
-import os
 import pathlib
 from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from policylong import paths
 from policylong.corpus.files import Unreadable, why_not
 from policylong.corpus.json_records import INVALID_UTF8
 from policylong.errors import UserError
@@ -61,13 +60,11 @@ def has_column(where: str, name: str) -> bool:
         return _column(file.schema_arrow, name) is not None
     except (pa.ArrowException, OSError):
       return False
-  paths = [where] if os.path.exists(where) else sorted(glob.glob(where, recursive=True))
-  return any(has(path) for path in paths if not why_not(pathlib.Path(path)))
+  return any(has(path) for path in paths.matching(where) if not why_not(pathlib.Path(path)))
 
 
 def _first(where: str) -> pathlib.Path | None:
-  paths = [where] if os.path.exists(where) else sorted(glob.glob(where, recursive=True))
-  return next((path for path in map(pathlib.Path, paths) if not why_not(path)), None)
+  return next((path for path in map(pathlib.Path, paths.matching(where)) if not why_not(path)), None)
 
 
 def _head(path: pathlib.Path) -> bytes:

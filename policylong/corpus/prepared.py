@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 
 from policylong import config as config_lib
+from policylong import paths
 from policylong.errors import UserError, optional_import
 
 
@@ -54,7 +55,7 @@ def _builder(source):
   """The TFDS builder that `path` names: a prepared folder, or "name", "name/config", "name:version"."""
   # A second of start-up that only this kind of source needs.
   tfds = optional_import("tensorflow_datasets", "tfds", f"source {source.name!r}, of kind tfds,")
-  path = os.path.expanduser(source.path)
+  path = paths.expand(source.path)
   try:
     return tfds.builder_from_directory(path) if os.path.isdir(path) else tfds.builder(source.path)
   except Exception as error:  # an unknown name, version, config or folder, each with its own exception

@@ -14,11 +14,11 @@ A field may lie deeper: "content.text" is the field "text" of the field "content
 
 import dataclasses
 import logging
-import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 
 from policylong import config as config_lib
+from policylong import paths
 from policylong.corpus import mds, parquet, prepared
 from policylong.corpus.files import Unreadable, find_files, opened, reason_of
 from policylong.corpus.json_records import INVALID_UTF8, read_objects
@@ -102,7 +102,7 @@ def log_ids_begin_anew(name: str, reading: Reading) -> None:
 
 def source_at(name: str, path: str) -> config_lib.Source:
   """The source of a command's flag: JSONL, Parquet or MDS by what lies there, text by the suffix .txt."""
-  expanded = os.path.expanduser(path)
+  expanded = paths.expand(path)
   if mds.is_mds(expanded):
     kind = "mds"
   elif parquet.is_parquet(expanded):

@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from policylong import config as config_lib
+from policylong import paths
 from policylong.corpus import builder, sources
 from policylong.corpus.chunks import chunk_id, parse_chunk_id
 from policylong.corpus.files import size_of, why_not
@@ -48,7 +49,7 @@ def open_corpus(config: config_lib.Corpus) -> "Corpus":
   Raises:
     UserError: a source cannot be read, no document has text, or the stored corpus is damaged.
   """
-  cache = pathlib.Path(os.path.expanduser(config.cache_dir))
+  cache = paths.local(config.cache_dir)
   key, total_bytes = _state(config)
   pointer = cache / "corpus-states" / f"{key}.json"
   with _lock(pointer.with_suffix(".lock")):

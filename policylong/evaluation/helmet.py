@@ -8,7 +8,6 @@ Prompts, data, metrics and settings are HELMET's. A base model gets no chat temp
 Multi-LexSum count by ROUGE-L F1 instead, and the protocol says so.
 """
 
-import hashlib
 import json
 import pathlib
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from policylong.devices import hosts
 from policylong.errors import UserError
 from policylong.evaluation.helmet_checkout import Checkout
 from policylong.evaluation.results import Options, Result
+from policylong.storage.checksums import sha256_of_texts
 from policylong.storage.workdir import new_directory
 
 _ROUGE = "rougeL_f1"
@@ -70,16 +70,16 @@ def run(policy, tasks: Sequence[str], options: Options, directory: epath.Path) -
   rows = {(category, length): _rows(checkout, category, length)
           for category in categories for length in _lengths(checkout, category, options, policy)}
   checkout.check_data([row for each in rows.values() for row in each])
-  # Another model, other settings: other files.
-  told = json.dumps([policy.name, options.samples, options.apply_chat_template, str(checkout.directory)])
-  folder = pathlib.Path(directory) / "helmet" / hashlib.sha256(told.encode()).hexdigest()[:12]
   flat = [row for each in rows.values() for row in each]
+  # The folder is the model's own; other settings, other code of HELMET's: another one below it.
+  settings = [options.samples, options.apply_chat_template]
+  folder = pathlib.Path(directory) / "helmet" / sha256_of_texts(json.dumps(settings), checkout.code_sha256())[:12]
   for i in hosts.share(len(flat)):
     _run(checkout, policy, flat[i], folder, options)
   hosts.barrier("helmet")
   results: dict[str, dict[str, Result]] = {}
   for (category, length), each in rows.items():
-    results.setdefault(f"helmet/{category}", {})[str(length)] = _category(category, each, folder)
+    results.setdefault(f"helmet/{category}", {})[str(length)] = _category(checkout, category, each, folder)
   if "helmet" in tasks:
     results["helmet"] = _averages(results)
   return results
@@ -129,27 +129,30 @@ def _lengths(checkout: Checkout, category: str, options: Options, policy) -> lis
   return list(wanted)
 
 
-def _place(row: dict[str, str], folder: pathlib.Path) -> pathlib.Path:
-  return folder / f"{row['config']}-{row['datasets']}-{row['input_max_length']}"
+def _place(checkout: Checkout, row: dict[str, str], folder: pathlib.Path) -> pathlib.Path:
+  """A folder for what a row asks, its config and its data being part of that."""
+  return folder / f"{row['config']}-{row['datasets']}-{row['input_max_length']}-{checkout.row_sha256(row)[:12]}"
 
 
 def _run(checkout: Checkout, policy, row: dict[str, str], folder: pathlib.Path, options: Options) -> None:
   """Runs one row unless its folder is there, which is renamed to its name when it is whole."""
-  if _place(row, folder).exists():
+  place = _place(checkout, row, folder)
+  if place.exists():
     return
-  with new_directory(_place(row, folder)) as output:
+  with new_directory(place) as output:
     checkout.run(policy, row, output, samples=options.samples, chat=options.apply_chat_template)
 
 
-def _outcome(row: dict[str, str], folder: pathlib.Path) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def _outcome(checkout: Checkout, row: dict[str, str], folder: pathlib.Path
+             ) -> tuple[dict[str, float], list[dict[str, Any]]]:
   """HELMET's averaged metrics in percent, and its samples."""
-  (scores,) = _place(row, folder).glob("*.score")
+  (scores,) = _place(checkout, row, folder).glob("*.score")
   return json.loads(scores.read_text()), json.loads(scores.with_suffix("").read_text())["data"]
 
 
-def _category(category: str, rows: Sequence[dict[str, str]], folder: pathlib.Path) -> Result:
+def _category(checkout: Checkout, category: str, rows: Sequence[dict[str, str]], folder: pathlib.Path) -> Result:
   values, samples, truncated = [], 0, 0
-  outcomes = {row["datasets"]: _outcome(row, folder) for row in rows}
+  outcomes = {row["datasets"]: _outcome(checkout, row, folder) for row in rows}
   for name, metric in _CATEGORIES[category]:
     ((scores, _),) = [outcome for dataset, outcome in outcomes.items() if name in dataset]
     if metric not in scores:

@@ -1,8 +1,10 @@
 """HELMET as its authors published it: a checkout with its data, run by its own eval.py with our model put in."""
 
 import contextlib
+import functools
 import importlib
 import inspect
+import json
 import logging
 import os
 import pathlib
@@ -15,6 +17,7 @@ import numpy as np
 import yaml
 
 from policylong.errors import UserError
+from policylong.storage.checksums import sha256_of_files, sha256_of_texts
 
 # What a checkout must hold, and the columns of a config that list one entry a data set.
 _MODULES = ("eval", "arguments", "data", "model_utils", "utils")
@@ -49,6 +52,19 @@ class Checkout:
                       f"{', '.join(f'{len(each)} {name}' for name, each in zip(_COLUMNS[1:], columns[1:]))}: restore "
                       "it from HELMET")
     return [{"config": config, **dict(zip(_COLUMNS, row))} for row in zip(*columns)]
+
+  def code_sha256(self) -> str:
+    """Of all Python files beside eval.py."""
+    return sha256_of_files(sorted(self.directory.glob("*.py")))
+
+  @functools.cache  # noqa: B019 (a checkout lives as long as the command)
+  def _files_sha256(self, names: tuple[str, ...]) -> str:
+    return sha256_of_files([self.directory / name for name in names])
+
+  def row_sha256(self, row: dict[str, str]) -> str:
+    """Of what a row asks: its fields, its config file and its data files, which are read once each."""
+    names = (f"configs/{row['config']}.yaml", *(row[name] for name in ("test_files", "demo_files") if row[name]))
+    return sha256_of_texts(json.dumps(row, sort_keys=True), self._files_sha256(names))
 
   def check_data(self, rows: Sequence[dict[str, str]]) -> None:
     """Raises a UserError where a data file is missing."""

@@ -10,6 +10,7 @@ the same while policies are compared. Its key tokens are kept.
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,7 +22,9 @@ from policylong.evaluation import documents
 from policylong.evaluation.policy import load_policy
 from policylong.evaluation.position_loss import documents_name
 from policylong.evaluation.results import Options, Result, check_lengths
+from policylong.model.stored import open_model
 from policylong.screening.long_gap import short_nlls
+from policylong.storage.checksums import sha256_of_texts
 from policylong.storage.workdir import read_json, write_json
 
 _LEAST_GAP, _MOST_LOSS = 2.0, 2.0  # nats
@@ -69,7 +72,9 @@ def key_tokens(long_nll: np.ndarray, short_nll: np.ndarray) -> np.ndarray:
 def _key_tokens(policy, options: Options, rows: list[np.ndarray], nll: np.ndarray, directory: epath.Path
                 ) -> tuple[np.ndarray, str]:
   """bool[rows, T] and the evaluator's name; from its folder where they are there already."""
-  parent = epath.Path(options.keys_dir) if options.keys_dir else directory / "key_tokens"
+  # A keys_dir is a run's, whose evaluator is always its base model.
+  parent = epath.Path(options.keys_dir) if options.keys_dir else (
+      directory / "key_tokens" / _evaluator_key(options.evaluator))
   digest = hashlib.sha256(np.stack(rows).astype("<i4").tobytes()).hexdigest()[:32]
   folder = parent / f"{options.short_window}-{digest}"
   marker = folder / "DONE.json"
@@ -93,3 +98,13 @@ def _key_tokens(policy, options: Options, rows: list[np.ndarray], nll: np.ndarra
   for row, places in zip(key, found["key_tokens"]):
     row[places] = True
   return key, found["evaluator"]
+
+
+def _evaluator_key(evaluator: str | None) -> str:
+  """A folder's name for an evaluator, by content; the policy itself is whose the folder above is. Collective."""
+  if evaluator is None:
+    return "own"
+  key = bytes(8)
+  if hosts.is_first():
+    key = bytes.fromhex(sha256_of_texts(json.dumps(open_model(evaluator).identity(), sort_keys=True))[:16])
+  return bytes(hosts.agreed(np.frombuffer(key, np.uint8)).tolist()).hex()

@@ -12,7 +12,7 @@ from policylong.devices.mesh import make_mesh
 from policylong.errors import UserError
 from policylong.model.generate import Generator, Request
 from policylong.model.qwen import ModelConfig, Params
-from policylong.model.stored import open_model
+from policylong.model.stored import StoredModel, open_model
 from policylong.screening.scorer import Row, Scorer
 
 # Rows are padded to multiples of it.
@@ -174,13 +174,14 @@ class Policy:
     return Generation(tokens, text)
 
 
-def load_policy(model: str, *, dtype: str = "bfloat16", batch_tokens: int = 2048,
+def load_policy(model: str | StoredModel, *, dtype: str = "bfloat16", batch_tokens: int = 2048,
                 mesh: jax.sharding.Mesh | None = None) -> Policy:
   """Opens a checkpoint for benchmarks.
 
   Args:
     model: an HF directory, a GGUF file, the working directory of a run (its newest checkpoint; the run may go on
-      meanwhile), one checkpoint of it (WORKDIR/checkpoints/STEP), or a directory of `convert hf-to-orbax`.
+      meanwhile), one checkpoint of it (WORKDIR/checkpoints/STEP), a directory of `convert hf-to-orbax`; or one of
+      these that was opened.
     dtype: of weights and matmul inputs; logits and reductions are float32.
     batch_tokens: tokens that a device reads at once.
     mesh: the devices; None takes all.
@@ -188,7 +189,7 @@ def load_policy(model: str, *, dtype: str = "bfloat16", batch_tokens: int = 2048
   Raises:
     UserError: nothing that can be read is there.
   """
-  stored = open_model(model)
+  stored = model if isinstance(model, StoredModel) else open_model(model)
   mesh = mesh or make_mesh(config_lib.Mesh(data=-1, fsdp=1, context=1, tensor=1))
   return Policy(stored.load(jnp.float32, mesh), stored.config, stored.tokenizer, name=stored.name,
                 end_tokens=sorted(stored.end_tokens), mesh=mesh, dtype=dtype, batch_tokens=batch_tokens)

@@ -20,6 +20,7 @@ from policylong.evaluation.answers import Answers
 from policylong.evaluation.results import Options, Result, check_lengths
 from policylong.evaluation.ruler_package import TASKS, Package, Task
 from policylong.evaluation.ruler_prompts import PromptSets
+from policylong.storage.checksums import sha256_of_texts
 
 PROTOCOLS = {"nvidia": 500, "helmet": 100}  # samples
 _HELMET_LONG = ("niah_multikey_3", "niah_multiquery", "cwe")
@@ -60,7 +61,9 @@ def run(policy, tasks: Sequence[str], options: Options, directory: epath.Path) -
   for length in options.lengths:
     for task in chosen:
       records = sets.read(task, length)
-      name = sets.path(task, length).name + f"-{options.protocol}" + "-chat" * options.apply_chat_template
+      asked = sha256_of_texts(json.dumps([records, new_tokens(package.tasks[task], options.protocol)]))
+      name = (sets.path(task, length).name + f"-{options.protocol}" + "-chat" * options.apply_chat_template
+              + f"-{asked[:16]}")
       answers = _answer(policy, package.tasks[task], length, records, options, directory / "ruler" / name)
       score = package.score(task, [answer["prediction"] for answer in answers],
                             [record["outputs"] for record in records])

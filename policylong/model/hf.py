@@ -11,7 +11,8 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Protocol
 
@@ -31,6 +32,7 @@ from policylong.storage.workdir import new_directory
 _INDEX = "model.safetensors.index.json"
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _ROWS = 4096  # of a head compared at a time
+_GGUF_PART = re.compile(r"(?P<name>.*)-\d{5}-of-(?P<of>\d{5})\.gguf")
 # transformers reads shards of any size; 5 GB is what it writes
 SHARD_BYTES = 5_000_000_000
 
@@ -71,7 +73,7 @@ def load_params(path: str | os.PathLike, config: ModelConfig, dtype: jnp.dtype,
       the wrong shape; it holds NaN or infinite values; or the mesh does not divide a dimension.
   """
   path = pathlib.Path(path)
-  files = _safetensors_files(path) if path.is_dir() else [path]
+  files = weight_files(path)
   if sha256:
     _check_hash(path, files, sha256)
   with ExitStack() as stack:
@@ -229,6 +231,21 @@ def _blocks(rows: int) -> Iterator[tuple[int, int]]:
   return ((i, min(i + _ROWS, rows)) for i in range(0, rows, _ROWS))
 
 
+def weight_files(path: str | os.PathLike) -> tuple[pathlib.Path, ...]:
+  """The files that hold the weights of an HF directory or a GGUF file, in the order of their names.
+
+  Raises:
+    UserError: an HF directory has none, or lacks one that its index names.
+  """
+  path = pathlib.Path(path)
+  if path.is_dir():
+    return tuple(_safetensors_files(path))
+  if part := _GGUF_PART.fullmatch(path.name):
+    return tuple(sorted(other for other in path.parent.iterdir() if (its := _GGUF_PART.fullmatch(other.name)) and (
+        its["name"], its["of"]) == (part["name"], part["of"])))
+  return (path,)
+
+
 def _safetensors_files(path: pathlib.Path) -> list[pathlib.Path]:
   """The weight files of an HF directory, in the order of their names."""
   index = path / _INDEX
@@ -248,7 +265,7 @@ def _safetensors_files(path: pathlib.Path) -> list[pathlib.Path]:
   return [path / name for name in names]
 
 
-def _check_hash(path: pathlib.Path, files: list[pathlib.Path], wanted: str) -> None:
+def _check_hash(path: pathlib.Path, files: Sequence[pathlib.Path], wanted: str) -> None:
   digest = hashlib.sha256()
   for file in files:
     try:

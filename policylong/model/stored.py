@@ -15,10 +15,12 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 import transformers
 
+from policylong import paths
 from policylong.errors import UserError
-from policylong.model import hf, rope
+from policylong.model import hf, identity, rope
 from policylong.model.qwen import ModelConfig, Params, abstract_params
 from policylong.model.tokenizer import end_tokens, load_tokenizer
+from policylong.storage.checksums import sha256_of_files
 from policylong.storage.workdir import Workdir, read_json
 
 _MODEL, _TOKENIZER = "model.json", "tokenizer"
@@ -32,29 +34,40 @@ class StoredModel:
 
   name: where it lies, with the step of a run's checkpoint. end_tokens: what ends a generation. load(dtype, mesh): the
   weights; dtype None: as they are stored (float32 of an HF directory or a GGUF file); mesh None: on the first device.
+  files: those that hold the weights, and of a run's checkpoint the rest of its training state.
   """
   name: str
   config: ModelConfig
   tokenizer: transformers.PreTrainedTokenizerFast
   end_tokens: frozenset[int]
   load: Callable[[jnp.dtype | None, jax.sharding.Mesh | None], Params]
+  files: tuple[pathlib.Path, ...]
+
+  def identity(self) -> dict[str, str]:
+    """What decides on its answers (`model.identity`); reads all files once (`storage.checksums`)."""
+    return {"weights": sha256_of_files(self.files),
+            **identity.described(self.config, self.tokenizer, self.end_tokens)}
 
 
-def open_model(path: str | os.PathLike, sha256: str = "") -> StoredModel:
+def open_model(path: str | os.PathLike, sha256: str = "", base_model: str | None = None) -> StoredModel:
   """What lies at `path`: HF directory, GGUF file, Orbax directory, working directory, or one of its checkpoints.
 
   `sha256`, if not empty, is that of the weight file of an HF directory or a GGUF file, checked when it is loaded.
+  `base_model` says where the model that a run started from lies now, if it has moved.
 
   Raises:
-    UserError: nothing readable is there, or a hash is given for what has none; loading raises it for damaged weights.
+    UserError: nothing readable is there, a hash is given for what has none, or a base model for what needs none;
+      loading raises it for damaged weights.
   """
   path = pathlib.Path(path)
   run, orbax = is_run(path), (path / _MODEL).exists()
+  if base_model is not None and not run:
+    raise UserError(f"--base_model is {base_model}, and {path} is no run, which started from one: leave it out")
   if sha256 and (run or orbax):
     raise UserError(f"model.sha256 is {sha256}, but {path} is a checkpoint of many files, not one with a hash: set it "
                     "to ''")
   if run:
-    return open_run(path)
+    return open_run(path, base_model)
   if orbax:
     return open_orbax(path)
   config = hf.read_model_config(path)
@@ -62,7 +75,7 @@ def open_model(path: str | os.PathLike, sha256: str = "") -> StoredModel:
   def load(dtype, mesh):
     return hf.load_params(path, config, dtype or jnp.float32, mesh, sha256=sha256)
   tokenizer = load_tokenizer(path)
-  return StoredModel(str(path), config, tokenizer, end_tokens(tokenizer, path), load)
+  return StoredModel(str(path), config, tokenizer, end_tokens(tokenizer, path), load, hf.weight_files(path))
 
 
 def describe(config: ModelConfig, tokenizer: transformers.PreTrainedTokenizerFast, directory: pathlib.Path) -> None:
@@ -77,34 +90,44 @@ def open_orbax(path: str | os.PathLike) -> StoredModel:
   path = pathlib.Path(path).absolute()
   config, tokenizer, ends = _described(path)
   return StoredModel(str(path), config, tokenizer, ends,
-                     lambda dtype, mesh: _restore(path / "params", config, dtype, mesh))
+                     lambda dtype, mesh: _restore(path / "params", config, dtype, mesh), _files(path / "params"))
 
 
 def is_run(path: str | os.PathLike) -> bool:
   """Whether it is a run's working directory or one of its checkpoints."""
-  path = pathlib.Path(path)
+  path = pathlib.Path(path).resolve()  # a checkpoint is known by its name, also where a link leads to it
   if path.name.isdigit() and path.parent.name == "checkpoints":
     return path.parent.is_dir()
   return (path / "checkpoints").is_dir() and not (path / "tokenizer.json").exists()
 
 
-def open_run(path: str | os.PathLike) -> StoredModel:
-  """The newest checkpoint of a working directory, or the one that is named; raises as `open_model`."""
+def open_run(path: str | os.PathLike, base_model: str | None = None) -> StoredModel:
+  """The newest checkpoint of a working directory, or the one that is named; arguments and errors as of `open_model`."""
   path = pathlib.Path(path).absolute()
-  one = path.parent.name == "checkpoints"
+  if path.is_symlink() and path.resolve().parent.name == "checkpoints":
+    path = path.resolve()
+  one = path.name.isdigit() and path.parent.name == "checkpoints"
   workdir = Workdir(path.parent.parent if one else path)
   steps = ocp.utils.checkpoint_steps(workdir.checkpoints)
   if not steps or (one and int(path.name) not in steps):
     raise UserError(f"{path} is no whole checkpoint; {workdir.checkpoints} has "
                     f"{'step ' + ', '.join(map(str, sorted(steps))) if steps else 'none'}")
   step = int(path.name) if one else max(steps)
-  config, tokenizer, ends = _described(workdir.model) if (workdir.model / _MODEL).exists() else _base(workdir)
+  described = (workdir.model / _MODEL).exists()
+  if described and base_model is not None:
+    raise UserError(f"--base_model is {base_model}, and {workdir.directory} has a description of its model, so that "
+                    "it needs none: leave it out")
+  config, tokenizer, ends = _described(workdir.model) if described else _base(workdir, base_model)
   folder = pathlib.Path(workdir.checkpoints / str(step) / "state")
   return StoredModel(f"{workdir.directory} (step {step})", config, tokenizer, ends,
-                     lambda dtype, mesh: _restore(folder, config, dtype, mesh, of_state=True))
+                     lambda dtype, mesh: _restore(folder, config, dtype, mesh, of_state=True), _files(folder))
 
 
-def _base(workdir: Workdir) -> _Description:
+def _files(folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
+  return tuple(sorted(path for path in folder.rglob("*") if path.is_file()))
+
+
+def _base(workdir: Workdir, base_model: str | None) -> _Description:
   """What the checkpoints of a run in rounds are weights of: its base model, with its RoPE and length."""
   path = workdir.directory / "config.json"
   try:
@@ -113,12 +136,18 @@ def _base(workdir: Workdir) -> _Description:
     length = values["synthesis"]["sequence_length"]
   except (KeyError, TypeError) as error:
     raise UserError(f"{path} is not the config of a run: it lacks {error}") from error
-  if not pathlib.Path(base).exists():
-    raise UserError(f"the run in {workdir.directory} started from {base}, which is not there (seen from "
-                    f"{pathlib.Path.cwd()}): its shape and its tokenizer are needed")
-  config = hf.read_model_config(base).with_rope(theta=theta, yarn_factor=factor).trained_on(length)
-  tokenizer = load_tokenizer(base)
-  return config, tokenizer, end_tokens(tokenizer, base)
+  base = paths.expand(base) if base_model is None else base_model
+  places = [base] if base_model is not None else dict.fromkeys((paths.seen_from(base, workdir.started_in), base))
+  found = next((place for place in places if pathlib.Path(place).exists()), None)
+  if found is None:
+    said = (f"--base_model is {base}, which is not there" if base_model is not None else
+            f"the run in {workdir.directory} started from {base}, which is not there any more (seen from "
+            f"{workdir.started_in}): say with --base_model=PATH where it is now")
+    raise UserError(f"{said}; its shape and its tokenizer are needed")
+  config, tokenizer = hf.read_model_config(found), load_tokenizer(found)
+  ends = end_tokens(tokenizer, found)
+  identity.check_base(workdir, found, identity.described(config, tokenizer, ends))
+  return config.with_rope(theta=theta, yarn_factor=factor).trained_on(length), tokenizer, ends
 
 
 def _described(directory: pathlib.Path) -> _Description:

@@ -27,6 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from policylong import config as config_lib
+from policylong import paths
 from policylong.devices import hosts
 from policylong.errors import UserError
 from policylong.retrieval.embedders import Embedder
@@ -73,7 +74,7 @@ def open_index(corpus: Chunks, embedder: Embedder, config: config_lib.Retrieval,
   number_of_leaves(corpus.num_chunks, config.leaves)  # refuses what fits no corpus of this size
   files = hosts.share(-(-corpus.num_chunks // SHARD_ROWS))
   part = range(files.start * SHARD_ROWS, min(files.stop * SHARD_ROWS, corpus.num_chunks))
-  cache = pathlib.Path(os.path.expanduser(cache_dir))
+  cache = paths.local(os.fspath(cache_dir))
   index = _open_part(corpus, part, embedder, config, cache, seed) if part else None
   if hosts.count() == 1:
     return index

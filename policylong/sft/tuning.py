@@ -25,6 +25,7 @@ from policylong.corpus.files import find_files, size_of
 from policylong.devices import hosts
 from policylong.devices.mesh import make_mesh
 from policylong.errors import UserError
+from policylong.model import identity
 from policylong.model.chat import Chat, Example, NotRendered
 from policylong.model.stored import StoredModel, describe, open_model
 from policylong.storage.workdir import Workdir, read_json, write_atomically, write_json
@@ -55,6 +56,8 @@ def run(config: config_lib.FineTuning, directory) -> dict:
       log.info("%s: the fine-tuning is done; nothing to do", workdir.directory)
     return read_json(workdir.final_json)
   model = open_model(config.model.path, config.model.sha256)
+  if hosts.is_first():
+    identity.claim_base(workdir, config.model.path, model.identity())
   mesh = make_mesh(config.mesh)
   with hosts.first_before_others("conversations"):
     if hosts.is_first() and not workdir.sequences_json.exists():

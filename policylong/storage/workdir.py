@@ -3,6 +3,8 @@
 The only module that knows the folder layout:
 
   config.json                    the exact config; a different one is refused
+  origin.json                    the folder in which the run was started: the config's relative paths are below it
+  base_model.json                what the model was that it began with; another one in its place is refused
   corpus.json                    what was read: documents, chunks, bad records
   checkpoints/<step>/            Orbax
   rounds/<r>/*.parquet           tables for people, r = 1 .. rounds
@@ -16,7 +18,7 @@ The only module that knows the folder layout:
 
 and of a fine-tuning's:
 
-  config.json, checkpoints/, metrics.jsonl, tensorboard/   as above
+  config.json, origin.json, base_model.json, checkpoints/, metrics.jsonl, tensorboard/   as above
   model/                         what the checkpoints are weights of: model.json, tokenizer/
   sequences/                     array_record: the packed conversations; held_out/: those that are not trained on
   sequences/DONE.json            counts; written last
@@ -36,6 +38,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from policylong import config as config_lib
+from policylong import paths
 from policylong.errors import UserError
 
 
@@ -84,6 +87,15 @@ def read_json(path: epath.Path) -> dict:
     return json.loads(epath.Path(path).read_text())
   except (OSError, ValueError) as error:
     raise UserError(f"{path} cannot be read as JSON ({error})") from error
+
+
+def _expanded(value):
+  """Values of a config, its strings as paths: the same folder may have been written with ~ and without."""
+  if isinstance(value, dict):
+    return {name: _expanded(part) for name, part in value.items()}
+  if isinstance(value, list):
+    return [_expanded(part) for part in value]
+  return paths.expand(value) if isinstance(value, str) else value
 
 
 class Round:
@@ -149,6 +161,9 @@ class Workdir:
 
   def __init__(self, directory):
     self.directory = epath.Path(directory)
+    self.config_json = self.directory / "config.json"
+    self.origin_json = self.directory / "origin.json"
+    self.base_model_json = self.directory / "base_model.json"
     self.checkpoints = self.directory / "checkpoints"
     self.metrics = self.directory / "metrics.jsonl"
     self.tensorboard = self.directory / "tensorboard"
@@ -175,18 +190,25 @@ class Workdir:
     Raises:
       UserError: the folder belongs to another config (the difference is shown), or is not ours.
     """
-    path = self.directory / "config.json"
+    path = self.config_json
     if not first and not path.exists():
       raise UserError(f"{self.directory} has no config.json, which the first process has just written: --workdir must "
                       "be one folder that all hosts share")
     text = config_lib.to_json(config)
     if path.exists():
       found = read_json(path)
-      if difference := config_lib.differences(found, json.loads(text)):
+      if difference := config_lib.differences(_expanded(found), _expanded(json.loads(text))):
         raise UserError(f"{self.directory} belongs to another config; choose another --workdir or undo: "
                         + "; ".join(difference))
       return
-    # A kill during the very first write leaves only the temporary, which is ours.
-    if self.directory.exists() and any(p.name != ".config.json.tmp" for p in self.directory.iterdir()):
+    # A kill during the very first writes leaves only these, which are ours.
+    ours = (self.origin_json.name, f".{self.origin_json.name}.tmp", f".{path.name}.tmp")
+    if self.directory.exists() and any(p.name not in ours for p in self.directory.iterdir()):
       raise UserError(f"{self.directory} is not empty and has no config.json: choose another --workdir")
+    write_json(self.origin_json, {"folder": os.getcwd()})
     write_atomically(path, text.encode())
+
+  @property
+  def started_in(self) -> str:
+    """The folder that the relative paths of config.json are below; of a run that did not note it, this one."""
+    return read_json(self.origin_json)["folder"] if self.origin_json.exists() else os.getcwd()

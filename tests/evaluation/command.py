@@ -1,6 +1,7 @@
 """`python -m policylong.evaluate` in this process, with a policy that is put in for the checkpoint's."""
 
 import json
+import types
 
 import pytest
 
@@ -26,9 +27,11 @@ def refused(monkeypatch, capsys, policy, output, *flags: str) -> str:
 
 
 def _prepare(monkeypatch, policy, output, flags) -> None:
-  output.mkdir(exist_ok=True)
-  model = output / "stand-in.gguf"
-  if not model.exists():
-    model.touch()
   monkeypatch.setattr("policylong.evaluation.policy.load_policy", lambda *arguments, **settings: policy)
-  monkeypatch.setattr("sys.argv", ["evaluate", f"--model={model}", f"--output={output}", *flags])
+  monkeypatch.setattr("policylong.model.stored.open_model", opened)
+  monkeypatch.setattr("sys.argv", ["evaluate", "--model=stand-in", f"--output={output}", *flags])
+
+
+def opened(path, base_model=None):
+  """What stands for a model that was found on disk."""
+  return types.SimpleNamespace(name=str(path), identity=lambda: {"weights": "stand-in"})

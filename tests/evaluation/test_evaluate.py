@@ -1,15 +1,18 @@
 """The command: who runs a task, results.json, the table, what is refused and with which exit code."""
 
+import contextlib
 import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from etils import epath
+from safetensors.numpy import load_file, save_file
 
-from policylong import evaluate
 from policylong.errors import UserError
 from policylong.evaluation import benchmarks, longppl, position_loss, results, ruler
+from policylong.evaluation.claim import claim
 from policylong.evaluation.results import Result
 from tests.small_run import make_small_run
 from tests.test_resume import REPOSITORY
@@ -58,17 +61,66 @@ def test_the_table_names_protocols_truncation_and_effective_length():
   assert results.effective_length({"ruler": {"4096": ruler_mean(85.5)}}) is None
 
 
-def test_a_folder_takes_the_answers_of_one_model_only(tmp_path):
-  model = tmp_path / "m.gguf"
-  model.write_bytes(b"weights")
-  out = epath.Path(tmp_path / "out")
-  evaluate.claim(out, "m, bfloat16", str(model))
-  evaluate.claim(out, "m, bfloat16", str(model))
-  with pytest.raises(UserError, match="this is other"):
-    evaluate.claim(out, "other", str(model))
-  model.write_bytes(b"trained weights")
-  with pytest.raises(UserError, match="has changed since"):
-    evaluate.claim(out, "m, bfloat16", str(model))
+def asked_of(out, name, **identity):
+  claim(epath.Path(out), name, {"weights": "w", "config": "{}", "tokenizer": "t", "dtype": "float32", **identity})
+
+
+def holds(out):
+  return sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file() and path.name != "model.json")
+
+
+def test_what_a_folder_holds_of_another_model_is_set_aside_and_comes_back_with_it(tmp_path, caplog):
+  asked_of(tmp_path, "m")
+  (tmp_path / "ruler").mkdir()
+  (tmp_path / "ruler" / "answers-0.jsonl").write_text("of m")
+  (tmp_path / "notes.txt").write_text("not ours")
+  asked_of(tmp_path, "m")
+  asked_of(tmp_path, "elsewhere/m")  # the same bytes, moved
+  assert not caplog.records and (tmp_path / "ruler").exists()
+  asked_of(tmp_path, "m", weights="trained")
+  assert "which has changed since (weights): they are set aside" in caplog.text
+  assert [name for name in holds(tmp_path) if not name.startswith("earlier")] == ["notes.txt"]
+  (tmp_path / "results.json").write_text("of trained m")
+  for changed in ("config", "tokenizer", "dtype"):
+    asked_of(tmp_path, "m", **{changed: '{"rope_theta": 2}'})
+    assert not (tmp_path / "results.json").exists() and not (tmp_path / "ruler").exists()
+  asked_of(tmp_path, "m")
+  assert (tmp_path / "ruler" / "answers-0.jsonl").read_text() == "of m" and not (tmp_path / "results.json").exists()
+  asked_of(tmp_path, "m", weights="trained")
+  assert (tmp_path / "results.json").read_text() == "of trained m" and not (tmp_path / "ruler").exists()
+
+
+@pytest.mark.parametrize("call", range(1, 7))
+def test_a_claim_that_is_killed_anywhere_loses_and_mixes_nothing(tmp_path, monkeypatch, call):
+  owners = {"a": "ruler", "b": "lm_eval"}
+  for weights, entry in owners.items():
+    asked_of(tmp_path, "m", weights=weights)
+    (tmp_path / entry).mkdir()
+    (tmp_path / entry / "answers").write_text(weights)
+    (tmp_path / "results.json").write_text(weights)
+  path, calls = type(epath.Path("/")), iter(range(1, 99))
+
+  def dying(function):
+    def wrapper(*arguments):
+      if next(calls) == call:
+        raise KeyboardInterrupt
+      return function(*arguments)
+    return wrapper
+  with monkeypatch.context() as patched:
+    patched.setattr(path, "rename", dying(path.rename))
+    patched.setattr(path, "replace", dying(path.replace))
+    with contextlib.suppress(KeyboardInterrupt):
+      asked_of(tmp_path, "m", weights="a")
+  for weights in ("b", "a", "b"):
+    asked_of(tmp_path, "m", weights=weights)
+    assert (tmp_path / "results.json").read_text() == (tmp_path / owners[weights] / "answers").read_text() == weights
+    assert sum((tmp_path / entry).exists() for entry in owners.values()) == 1
+
+
+def test_answers_of_nobody_knows_whom_are_refused(tmp_path):
+  (tmp_path / "results.json").write_text("{}")
+  with pytest.raises(UserError, match=r"has results\.json and no model\.json"):
+    asked_of(tmp_path, "m")
 
 
 @pytest.mark.parametrize("arguments, code, words", [
@@ -103,3 +155,36 @@ def test_the_command_scores_a_real_model_and_goes_on_where_it_was(tmp_path, mate
   too_long = subprocess.run([*arguments[:4], "--lengths=1024", *arguments[5:]], capture_output=True, text=True,
                             cwd=REPOSITORY)
   assert too_long.returncode == 1 and "length 1024 is asked for, and the window" in too_long.stderr
+
+
+@pytest.mark.slow
+def test_after_a_change_of_the_model_the_command_asks_anew(tmp_path, material):
+  """Each change as somebody makes it: a number in config.json, other weights, another tokenizer, a template."""
+  make_small_run(tmp_path, material)
+  model = tmp_path / "model"
+
+  def evaluated() -> tuple[float, str]:
+    ended = subprocess.run([sys.executable, "-m", "policylong.evaluate", f"--model={model}/", "--lengths=128",
+                            "--samples=2", "--tasks=position_loss", f"--documents={tmp_path}/talks.jsonl",
+                            f"--output={tmp_path}/out[1] ü", "--dtype=float32"], capture_output=True, text=True,
+                           cwd=REPOSITORY)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    held = json.loads((tmp_path / "out[1] ü" / "results.json").read_text())
+    return held["position_loss"]["128"]["value"], ended.stderr
+
+  config = json.loads((model / "config.json").read_text())
+  first, said = evaluated()
+  assert "asked anew" not in said
+  theta = config.get("rope_parameters", config)
+  theta["rope_theta"] = 50.0
+  (model / "config.json").write_text(json.dumps(config))
+  second, said = evaluated()
+  assert second != first and "which has changed since (config): they are set aside" in said
+  weights = load_file(model / "model.safetensors")
+  weights["model.norm.weight"] = weights["model.norm.weight"] * np.float32(1.5)
+  save_file(weights, model / "model.safetensors")
+  third, said = evaluated()
+  assert third not in (first, second) and "(weights)" in said
+  (model / "chat_template.jinja").write_text("{{ messages }}")
+  fourth, said = evaluated()
+  assert fourth == third and "(chat template)" in said
