@@ -21,6 +21,7 @@ devices; the first one writes markers and tables, and says what is finished (`ho
 """
 
 import dataclasses
+import functools
 import logging
 import math
 
@@ -30,7 +31,7 @@ from etils import epath
 from policylong import config as config_lib
 from policylong.corpus.given import GivenSequences
 from policylong.corpus.roots import sample_documents
-from policylong.corpus.store import open_corpus
+from policylong.corpus.store import Corpus, open_corpus
 from policylong.corpus.texts import ChunkTokens
 from policylong.devices import hosts
 from policylong.devices.mesh import make_mesh
@@ -47,8 +48,8 @@ from policylong.retrieval.store import open_index
 from policylong.screening import long_gap
 from policylong.screening.offpolicy import recheck
 from policylong.screening.retrieve import Retriever
-from policylong.screening.scorer import Scorer
-from policylong.screening.screen import Screener, read_roots
+from policylong.screening.scorer import Policy, Scorer
+from policylong.screening.screen import Ground, Screener, read_roots
 from policylong.screening.summary import offpolicy_gap, summarise
 from policylong.storage import tables
 from policylong.storage.workdir import Round, Workdir, read_json, write_json
@@ -56,6 +57,7 @@ from policylong.synthesis import storage
 from policylong.synthesis.method import Inputs, Screened
 from policylong.synthesis.methods import METHODS
 from policylong.synthesis.storage import sequence_paths, write_sequences
+from policylong.training.state import TrainState
 from policylong.training.train import Trainer
 
 log = logging.getLogger(__name__)
@@ -68,142 +70,133 @@ def run(config: config_lib.Config, directory) -> epath.Path:
     UserError: bad input of any kind, in one sentence, before expensive work where that is possible.
   """
   workdir = Workdir(directory)
-  first = hosts.is_first()
   with hosts.first_before_others("claim"):
-    workdir.claim(config, first)
+    workdir.claim(config, hosts.is_first())
   if hosts.agreed(workdir.final_json.exists() and workdir.page.exists()):
-    if first:
+    if hosts.is_first():
       log.info("%s: all %d rounds are done; nothing to do", workdir.directory, config.rounds)
     return workdir.page
-  loop = _Loop(config, workdir)
-  loop.evaluate(0)
-  for index in range(1, config.rounds + 1):
-    round_ = workdir.round(index)
-    # Marked as done and not trained so far: its last checkpoint is gone, so it is trained again, on the same sequences.
-    if hosts.agreed(round_.done) and int(loop.state.step) >= loop.trainer.start_step(index + 1):
-      if first:
-        round_.drop_shards()
-      loop.evaluate(index)
+  stages = _Stages(config, workdir)
+  stages.check()
+  state = stages.newest_state()
+  stages.evaluate(0, state)
+  for round_ in (workdir.round(r) for r in range(1, config.rounds + 1)):
+    if stages.trained(round_, state):
+      stages.evaluate(round_.index, state)
       continue
-    for ahead in range(index, min(index + config.max_staleness, config.rounds) + 1):
-      if not hosts.agreed(workdir.round(ahead).screened_path.exists()):
-        loop.prepare(workdir.round(ahead))
-    loop.train(round_)
-    loop.evaluate(index)
-    loop.write_report()
-  loop.finish()
-  loop.write_report()
+    for ahead in range(round_.index, min(round_.index + config.max_staleness, config.rounds) + 1):
+      stages.prepare(workdir.round(ahead), state)
+    state = stages.train(round_, state)
+    stages.evaluate(round_.index, state)
+    stages.write_report()
+  stages.finish(state)
+  stages.write_report()
   hosts.barrier("done")
   return workdir.page
 
 
-class _Loop:
-  """What stays the same from round to round, and the stages."""
+class _Stages:
+  """The stages of a round, and what they need, made when a stage first needs it.
+
+  With several processes all of them come to each stage together.
+  """
 
   def __init__(self, config: config_lib.Config, workdir: Workdir):
     self.config, self.workdir = config, workdir
-    self.mesh = make_mesh(config.mesh)
-    self.read = config.training.steps_per_round * config.training.batch_size  # sequences a round
-    self.model = hf.read_model_config(config.model.path).with_rope(
-        theta=config.model.rope_theta, yarn_factor=config.model.yarn_factor)
-    self.evaluation = RoundEvaluation(config, self.model, workdir)
-    if hosts.is_first():
-      base = open_model(config.model.path).identity()
-      del base["chat template"]  # nothing in a run is asked as a chat
-      identity.claim_base(workdir, config.model.path, base)
-    self.tokenizer = load_tokenizer(config.model.path)
-    self.trainer = Trainer(config.training, self.model, self.mesh, workdir, length=config.synthesis.sequence_length,
-                           rounds=config.rounds, seed=config.seed)
     self.method = METHODS[config.method]
-    self.corpus = (GivenSequences(config, self.model.vocab_size) if "sequences" in self.method.asks
-                   else open_corpus(config.corpus))
-    hosts.barrier("corpus")  # which each host may have built for itself
-    with hosts.first_before_others("corpus.json"):
-      _claim_corpus(workdir, self.corpus.summary())
-    self.screens = "policy" in self.method.asks
+    self.read = config.training.steps_per_round * config.training.batch_size  # sequences a round
     self.screening = config.screening if "negatives" in self.method.asks else dataclasses.replace(
         config.screening, negatives="none")
+
+  @property
+  def screens(self) -> bool:
+    """Whether the method asks the policy."""
+    return "policy" in self.method.asks
+
+  def check(self) -> None:
+    """Finds what is wrong with the run before anything expensive: mesh, model, benchmarks, corpus, roots.
+
+    Raises:
+      UserError: in one sentence.
+    """
+    self.evaluation  # noqa: B018  each checks itself when it is made
+    if hosts.is_first():
+      base = open_model(self.config.model.path).identity()
+      del base["chat template"]  # nothing in a run is asked as a chat
+      identity.claim_base(self.workdir, self.config.model.path, base)
+    self.tokenizer, self.trainer, self.corpus  # noqa: B018
     if "roots" in self.method.asks:
       # The last round's roots: whether there are enough documents should not come out after three rounds.
-      sample_documents(self.corpus, seed=config.seed, round_index=config.rounds,
-                       count=config.screening.roots_per_round, sources=config.corpus.root_sources)
-    # The weights before the index: a broken file should be found before the corpus is embedded.
-    self.state = self.trainer.restore_latest() or self.trainer.initial(hf.load_params(
-        config.model.path, self.model, np.float32, self.mesh, sha256=config.model.sha256))
-    searches = self.screens or config.method_options.search == "embeddings"
-    embedder = make_embedder(config.retrieval) if searches and "embedder" in self.method.asks else None
-    index = open_index(self.corpus, embedder, config.retrieval, config.corpus.cache_dir,
-                       config.seed) if searches and "index" in self.method.asks else None
-    self.library = CorpusLibrary(config, self.corpus, self.tokenizer, embedder, index)
-    self.chunk_tokens = ChunkTokens(self.corpus, self.tokenizer, config.synthesis.separator,
-                                    config.screening.max_chunk_tokens)
-    self.retriever = Retriever(self.screening, config.seed, self.corpus, embedder, index,
-                               self.chunk_tokens) if self.screens else None
+      sample_documents(self.corpus, seed=self.config.seed, round_index=self.config.rounds,
+                       count=self.config.screening.roots_per_round, sources=self.config.corpus.root_sources)
 
-  def scorer(self) -> Scorer:
-    """The current policy as a scoring program."""
-    config = self.config
-    return Scorer(self.state.params, self.model, self.mesh, dtype=config.model.scoring_dtype,
-                  tokens_per_batch=config.screening.tokens_per_batch,
-                  bucket_multiple=config.screening.bucket_multiple)
+  def newest_state(self) -> TrainState:
+    """The newest checkpoint, or the base model before the first step."""
+    model = self.config.model
+    return self.trainer.restore_latest() or self.trainer.initial(hf.load_params(
+        model.path, self.model, np.float32, self.mesh, sha256=model.sha256))
 
-  def prepare(self, round_: Round) -> None:
-    """All that comes before training; `screened.json` is written last."""
-    config, step = self.config, int(self.state.step)
-    previous = self.workdir.round(round_.index - 1) if round_.index > 1 else None
-    if self.screens:
-      self.screen(round_, previous, step)
-    summary = {}
-    if hosts.is_first():
-      summary = summarise(self.screening, round_, previous) if self.screens else {
-          "round": round_.index, "policy_step": step}
-      summary |= self.synthesize(round_, step)
-      self.library.done()
-    else:
-      self.library.serve()
-    if config.training.needs_gaps:
+  def trained(self, round_: Round, state: TrainState) -> bool:
+    """Whether a round is over. A round that is marked as done and whose last checkpoint is gone is trained again."""
+    over = hosts.agreed(round_.done) and int(state.step) >= self.trainer.start_step(round_.index + 1)
+    if over and hosts.is_first():
+      round_.drop_shards()
+    return over
+
+  def prepare(self, round_: Round, state: TrainState) -> None:
+    """All that comes before training, unless it is there; `screened.json` is written last."""
+    if hosts.agreed(round_.screened_path.exists()):
+      return
+    step, weighed = int(state.step), self.config.training.needs_gaps
+    policy = self.policy(state) if self.screens or weighed else None
+    summary = self.screen(round_, policy) if self.screens else {"round": round_.index, "policy_step": step}
+    summary |= self.synthesize(round_, step)
+    if weighed:
       hosts.barrier("synthesized")
-      found = long_gap.select(round_, self.scorer(), config.training, config.synthesis.sequence_length,
-                               self.model.vocab_size)
+      found = long_gap.select(round_, policy.scorer, self.config.training, self.config.synthesis.sequence_length,
+                              self.model.vocab_size)
       summary |= {"long_gap": found, "epochs": self.read / found["kept"]} if found else {}
     if hosts.is_first():
       write_json(round_.screened_path, summary)
       log_summary(summary)
     hosts.barrier("screened")
 
-  def screen(self, round_: Round, previous: Round | None, step: int) -> None:
-    """What the current policy says of the round's roots, and of the dependencies that the last one accepted."""
-    config, scorer = self.config, self.scorer()
+  def screen(self, round_: Round, policy: Policy) -> dict:
+    """What the policy says of the round's roots, and of the dependencies that the last one accepted; as numbers."""
+    previous = self.workdir.round(round_.index - 1) if round_.index > 1 else None
     # With `max_staleness` the second round is screened by the policy of the first: nothing can have changed.
-    if previous and read_json(previous.screened_path)["policy_step"] == step:
-      previous = None
-    if previous and not hosts.agreed(round_.table("offpolicy").exists()):
-      table = self.recheck(previous, scorer)
+    changed = previous and read_json(previous.screened_path)["policy_step"] != policy.step
+    if changed and not hosts.agreed(round_.table("offpolicy").exists()):
+      table = self.recheck(previous, policy)
       if hosts.is_first():
         tables.write(round_.table("offpolicy"), table)
-    Screener(self.screening, config.seed, config.corpus.root_sources, self.corpus, self.tokenizer, self.retriever,
-             self.chunk_tokens, scorer, step, config.synthesis.sequence_length).screen(round_)
+    Screener(self.ground, policy).screen(round_)
+    return summarise(self.screening, round_, previous) if hosts.is_first() else {}
 
-  def recheck(self, previous: Round, scorer: Scorer):
+  def recheck(self, previous: Round, policy: Policy):
     """The previous round's accepted dependencies under the current policy."""
-    return recheck(previous, read_json(previous.screened_path)["epsilon"], scorer, self.chunk_tokens,
-                   self.config.screening.max_anchors_per_root, int(self.state.step))
+    return recheck(previous, read_json(previous.screened_path)["epsilon"], policy, self.chunk_tokens,
+                   self.screening.max_anchors_per_root)
 
   def synthesize(self, round_: Round, policy_step: int) -> dict:
-    """Writes the round's training sequences; returns their counts."""
-    config, share = self.config, self.config.training.longfilter_share
+    """Writes the round's training sequences; returns their counts, of the first process."""
+    config, library = self.config, self.library
+    if not hosts.is_first():
+      library.serve()
+      return {}
+    share, masked = config.training.longfilter_share, config.training.document_masking
     count = self.read if share is None else math.ceil(self.read / share)
     screened = self.screened(round_) if self.screens else None
     written = write_sequences(self.method.sequences(Inputs(
         config.seed, round_.index, policy_step, config.synthesis.sequence_length, count, config.method_options,
-        self.library, screened)), round_.directory, packed=config.training.document_masking)
+        library, screened)), round_.directory, packed=masked)
+    library.done()
     if not written:
       raise UserError(f"{config.method}, round {round_.index}: none of its screening.roots_per_round = "
                       f"{config.screening.roots_per_round} roots gives a sequence, so all "
                       f"{config.synthesis.sequence_length} tokens are missing: lower screening.min_root_tokens or "
                       "take longer documents")
     spans = tables.read(round_.table("sequences"))
-    masked = config.training.document_masking
     attended = storage.mean_attended_tokens(spans) if masked else config.synthesis.sequence_length
     return {"sequences": written, "epochs": self.read / written, "mean_attended_tokens": attended,
             "synthesis": storage.summarise(spans, screened.positives if screened else ())}
@@ -213,39 +206,116 @@ class _Loop:
     roots, _ = read_roots(tables.read(round_.table("roots")))
     positives, negatives = (tables.to_records(kind, tables.read(round_.table(name)))
                             for name, kind in (("positives", Positive), ("negatives", Negative)))
-    return Screened(roots, positives, negatives, self.chunk_tokens, self.retriever.filler(round_.index))
+    return Screened(roots, positives, negatives, self.chunk_tokens, self.ground.retriever.filler(round_.index))
 
-  def train(self, round_: Round) -> None:
+  def train(self, round_: Round, state: TrainState) -> TrainState:
     """Trains to the end of the round, then marks the round as done."""
     counts = read_json(round_.screened_path)
     folder = round_.selected if self.config.training.needs_gaps else round_.sequences
-    self.state = self.trainer.train_round(self.state, round_.index, sequence_paths(folder),
-                                          counts["mean_attended_tokens"])
+    state = self.trainer.train_round(state, round_.index, sequence_paths(folder), counts["mean_attended_tokens"])
     if hosts.is_first():
       round_.finish(counts)
     hosts.barrier("trained")
+    return state
 
-  def evaluate(self, index: int) -> None:
+  def evaluate(self, index: int, state: TrainState) -> None:
     """Benchmarks of the policy after round `index`; 0: of the base model. What is there already stays."""
-    self.evaluation.run(index, self.state, self.tokenizer, self.mesh)
+    self.evaluation.run(index, state, self.tokenizer, self.mesh)
 
-  def finish(self) -> None:
+  def finish(self, state: TrainState) -> None:
     """The last policy looks once more at the last round's dependencies."""
-    last = self.workdir.round(self.config.rounds)
-    if not hosts.agreed(self.workdir.final_json.exists()):
-      table = self.recheck(last, self.scorer()) if self.screens else None
+    workdir = self.workdir
+    if not hosts.agreed(workdir.final_json.exists()):
+      table = self.recheck(workdir.round(self.config.rounds), self.policy(state)) if self.screens else None
       if hosts.is_first():
         if table is not None:
-          tables.write(self.workdir.directory / "offpolicy.parquet", table)
-        self.workdir.page.unlink(missing_ok=True)  # so that no end of a run stands beside a page without it
-        write_json(self.workdir.final_json, {"policy_step": int(self.state.step),
-                                             "offpolicy": None if table is None else offpolicy_gap(table)})
+          tables.write(workdir.directory / "offpolicy.parquet", table)
+        workdir.page.unlink(missing_ok=True)  # so that no end of a run stands beside a page without it
+        write_json(workdir.final_json, {"policy_step": int(state.step),
+                                        "offpolicy": None if table is None else offpolicy_gap(table)})
 
   def write_report(self) -> None:
     """The page over all rounds so far."""
     if hosts.is_first():
       corpus = self.corpus
       write_report(self.workdir.directory, lambda chunk_id: corpus.chunk_text(corpus.chunk_row(chunk_id)))
+
+  # What the stages need.
+
+  def policy(self, state: TrainState) -> Policy:
+    """The policy as a scoring program: a copy of its weights for each device."""
+    config = self.config
+    return Policy(int(state.step), Scorer(
+        state.params, self.model, self.mesh, dtype=config.model.scoring_dtype,
+        tokens_per_batch=config.screening.tokens_per_batch, bucket_multiple=config.screening.bucket_multiple))
+
+  @functools.cached_property
+  def mesh(self):
+    """The devices."""
+    return make_mesh(self.config.mesh)
+
+  @functools.cached_property
+  def model(self):
+    """The shape of the policy."""
+    model = self.config.model
+    return hf.read_model_config(model.path).with_rope(theta=model.rope_theta, yarn_factor=model.yarn_factor)
+
+  @functools.cached_property
+  def tokenizer(self):
+    """The policy's."""
+    return load_tokenizer(self.config.model.path)
+
+  @functools.cached_property
+  def trainer(self) -> Trainer:
+    """Owns the checkpoints."""
+    config = self.config
+    return Trainer(config.training, self.model, self.mesh, self.workdir, length=config.synthesis.sequence_length,
+                   rounds=config.rounds, seed=config.seed)
+
+  @functools.cached_property
+  def evaluation(self) -> RoundEvaluation:
+    """The benchmarks that are asked for."""
+    self.mesh  # noqa: B018  a mesh that does not fit the devices is said first
+    return RoundEvaluation(self.config, self.model, self.workdir)
+
+  @functools.cached_property
+  def corpus(self) -> Corpus | GivenSequences:
+    """The chunked corpus, or the sequences that were given; it is the one that the run began with."""
+    corpus = (GivenSequences(self.config, self.model.vocab_size) if "sequences" in self.method.asks
+              else open_corpus(self.config.corpus))
+    hosts.barrier("corpus")  # which each host may have built for itself
+    with hosts.first_before_others("corpus.json"):
+      _claim_corpus(self.workdir, corpus.summary())
+    return corpus
+
+  @functools.cached_property
+  def chunk_tokens(self) -> ChunkTokens:
+    """Chunks as the policy reads them."""
+    return ChunkTokens(self.corpus, self.tokenizer, self.config.synthesis.separator,
+                       self.config.screening.max_chunk_tokens)
+
+  @functools.cached_property
+  def searched(self):
+    """(embedder or None, index or None): what the method searches with."""
+    config, asks = self.config, self.method.asks
+    searches = self.screens or config.method_options.search == "embeddings"
+    embedder = make_embedder(config.retrieval) if searches and "embedder" in asks else None
+    index = open_index(self.corpus, embedder, config.retrieval, config.corpus.cache_dir,
+                       config.seed) if searches and "index" in asks else None
+    return embedder, index
+
+  @functools.cached_property
+  def library(self) -> CorpusLibrary:
+    """The corpus as methods of synthesis read it."""
+    return CorpusLibrary(self.config, self.corpus, self.tokenizer, *self.searched)
+
+  @functools.cached_property
+  def ground(self) -> Ground:
+    """What screening reads."""
+    config = self.config
+    retriever = Retriever(self.screening, config.seed, self.corpus, *self.searched, self.chunk_tokens)
+    return Ground(self.screening, config.seed, config.corpus.root_sources, self.corpus, self.tokenizer,
+                  self.chunk_tokens, retriever, config.synthesis.sequence_length)
 
 
 def _claim_corpus(workdir: Workdir, summary: dict) -> None:
@@ -270,4 +340,3 @@ def log_summary(summary: dict) -> None:
            100 * control["rate"], summary["positives"], summary["mean_gain"],
            "" if summary["offpolicy"] is None else
            f"; the policy now rejects {100 * summary['offpolicy']['share']:.0f}% of the last round's dependencies")
-

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from policylong.corpus.texts import ChunkTokens
 from policylong.devices import hosts
-from policylong.screening.scorer import Scorer
+from policylong.screening.scorer import Policy
 from policylong.screening.screen import of_all_processes, read_roots
 from policylong.screening.verify import Pair, planned_tokens, verify
 from policylong.storage import tables
@@ -34,14 +34,14 @@ class Recheck:
   policy_step: int
 
 
-def recheck(previous: Round, epsilon: float, scorer: Scorer, chunk_tokens: ChunkTokens, most_positions: int,
-            policy_step: int) -> pa.Table:
+def recheck(previous: Round, epsilon: float, policy: Policy, chunk_tokens: ChunkTokens,
+            most_positions: int) -> pa.Table:
   """Verifies again every accepted (anchor, chunk) of the round `previous`; of several processes each takes a share.
 
   Args:
     previous: a screened round.
     epsilon: the threshold that it used.
-    scorer: the policy of now, at training step `policy_step`.
+    policy: of now.
     chunk_tokens: as in the screening.
     most_positions: the static number of positions a row reads at most.
 
@@ -67,11 +67,11 @@ def recheck(previous: Round, epsilon: float, scorer: Scorer, chunk_tokens: Chunk
                 chunk_tokens(chunk_id)) for doc_id, chunk_id in then]
   with tqdm(desc=f"round {previous.index} re-verified", total=planned_tokens(pairs), unit="tok", unit_scale=True,
             mininterval=1.0, disable=not hosts.is_first()) as bar:
-    scores = verify(scorer, pairs, most_positions, bar.update)
+    scores = verify(policy.scorer, pairs, most_positions, bar.update)
   result = []
   for pair, ((doc_id, chunk_id), gains), (before, after) in zip(pairs, then.items(), scores):
     for t, h0, h1 in zip(pair.positions.tolist(), before.tolist(), after.tolist()):
       if t in gains:
         now = (h0 - h1) / h0
-        result.append(Recheck(doc_id, t, chunk_id, gains[t], now, h0, h1, now <= epsilon, policy_step))
+        result.append(Recheck(doc_id, t, chunk_id, gains[t], now, h0, h1, now <= epsilon, policy.step))
   return of_all_processes(tables.from_records(Recheck, result))  # in the order of the roots

@@ -196,3 +196,10 @@ class Scorer:
       members = by_bucket[length]
       for start in range(0, len(members), count):
         yield members[start:start + count], length, count
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+  """Who reads: the weights after training step `step`, as a scoring program."""
+  step: int
+  scorer: Scorer

@@ -29,7 +29,7 @@ from policylong.records import Anchor, Candidate, EntropyTrace, Negative, Positi
 from policylong.screening import judge
 from policylong.screening.anchors import entropy_threshold
 from policylong.screening.retrieve import Retriever
-from policylong.screening.scorer import Scorer
+from policylong.screening.scorer import Policy
 from policylong.screening.verify import Pair, planned_tokens, verify
 from policylong.storage import tables
 from policylong.storage.workdir import Round
@@ -45,22 +45,26 @@ _ROOTS_SCHEMA = pa.schema([
 
 
 @dataclasses.dataclass(frozen=True)
-class Screener:
-  """What a round of screening needs.
+class Ground:
+  """What is screened, whoever the policy is.
 
-  `policy_step` is the training step of the weights in `scorer`; `sequence_length` the tokens of the sequences that
-  negatives are to fill.
+  `sequence_length` are the tokens of the sequences that negatives are to fill.
   """
   config: config_lib.Screening
   seed: int
   root_sources: tuple[str, ...]
   corpus: Corpus
   tokenizer: object
-  retriever: Retriever
   chunk_tokens: ChunkTokens
-  scorer: Scorer
-  policy_step: int
+  retriever: Retriever
   sequence_length: int
+
+
+class Screener:
+  """A round of screening."""
+
+  def __init__(self, ground: Ground, policy: Policy):
+    self.ground, self.policy, self.config = ground, policy, ground.config
 
   def screen(self, round_: Round) -> None:
     """Writes the round's roots, anchors, verdicts, positives and negatives; finished ones stay.
@@ -78,8 +82,8 @@ class Screener:
 
   def _shards(self, round_index: int) -> list[list[int]]:
     config = self.config
-    documents = sample_documents(self.corpus, seed=self.seed, round_index=round_index,
-                                 count=config.roots_per_round, sources=self.root_sources)
+    documents = sample_documents(self.ground.corpus, seed=self.ground.seed, round_index=round_index,
+                                 count=config.roots_per_round, sources=self.ground.root_sources)
     size = config.roots_per_shard
     return [documents[i:i + size] for i in range(0, len(documents), size)]
 
@@ -117,27 +121,27 @@ class Screener:
 
   def _scan(self, round_: Round, shard: int, documents: Sequence[int], bar: tqdm) -> None:
     """Entropy and nll of every token of the shard's roots."""
-    config = self.config
+    config, ground = self.config, self.ground
     roots = [root for i in documents if (root := root_span(
-        self.corpus, self.tokenizer, i, root_tokens=config.root_tokens, min_root_tokens=config.min_root_tokens,
-        seed=self.seed)) is not None]
+        ground.corpus, ground.tokenizer, i, root_tokens=config.root_tokens, min_root_tokens=config.min_root_tokens,
+        seed=ground.seed)) is not None]
     bar.total += sum(len(root.tokens) for root in roots)
-    traces = self.scorer.traces([root.tokens for root in roots], bar.update)
+    traces = self.policy.scorer.traces([root.tokens for root in roots], bar.update)
     rows = []
     for root, (entropy, nll) in zip(roots, traces):
-      source = self.corpus.document(self.corpus.document_index(root.doc_id)).source
+      source = ground.corpus.document(ground.corpus.document_index(root.doc_id)).source
       rows.append((root.doc_id, source, root.start, root.end, root.tokens, root.pieces, entropy, nll,
-                   entropy_threshold(entropy, config.alpha), self.policy_step))
+                   entropy_threshold(entropy, config.alpha), self.policy.step))
     columns = [list(column) for column in zip(*rows)] or [[] for _ in _ROOTS_SCHEMA]
     tables.write(round_.shard("scan", shard), pa.table(columns, schema=_ROOTS_SCHEMA))
 
   def _retrieve(self, round_: Round, shard: int | None) -> None:
     """Anchors and candidates of a scanned shard; of one process alone, it runs in the host thread."""
     if shard is None or round_.shard("candidates", shard).exists():
-      self.retriever.candidates(round_.index, [], [])  # the other processes search, and this one has rows
+      self.ground.retriever.candidates(round_.index, [], [])  # the other processes search, and this one has rows
       return
     roots, traces = read_roots(tables.read(round_.shard("scan", shard)))
-    anchors, candidates = self.retriever.candidates(round_.index, roots, traces)
+    anchors, candidates = self.ground.retriever.candidates(round_.index, roots, traces)
     tables.write(round_.shard("anchors", shard), tables.from_records(Anchor, anchors))
     tables.write(round_.shard("candidates", shard), tables.from_records(Candidate, candidates))
 
@@ -151,10 +155,10 @@ class Screener:
     roots, _ = read_roots(tables.read(round_.shard("scan", shard)))
     anchors = tables.to_records(Anchor, tables.read(round_.shard("anchors", shard)))
     candidates = tables.to_records(Candidate, tables.read(round_.shard("candidates", shard)))
-    pairs, proposals = _pairs(roots, anchors, candidates, self.chunk_tokens)
+    pairs, proposals = _pairs(roots, anchors, candidates, self.ground.chunk_tokens)
     bar.total += planned_tokens(pairs)
-    scores = verify(self.scorer, pairs, self.config.max_anchors_per_root, bar.update)
-    tables.write(round_.shard("verify", shard), _score_table(pairs, proposals, scores, self.policy_step))
+    scores = verify(self.policy.scorer, pairs, self.config.max_anchors_per_root, bar.update)
+    tables.write(round_.shard("verify", shard), _score_table(pairs, proposals, scores, self.policy.step))
 
   def _judge(self, round_: Round, shards: int) -> None:
     """The round's tables up to the positives; `verdicts` is written last."""
@@ -208,9 +212,9 @@ class Screener:
     documents = list(dict.fromkeys(positive.doc_id for positive in positives))
     mine = {documents[i] for i in hosts.share(len(documents))}
     roots, _ = read_roots(tables.read(round_.table("roots")))
-    negatives = self.retriever.negatives(
+    negatives = self.ground.retriever.negatives(
         [root for root in roots if root.doc_id in mine], [p for p in positives if p.doc_id in mine],
-        [pair for pair in rejected if pair[0] in mine], self.sequence_length)
+        [pair for pair in rejected if pair[0] in mine], self.ground.sequence_length)
     table = of_all_processes(tables.from_records(Negative, negatives))
     if hosts.is_first():
       tables.write(round_.table("negatives"), table)

@@ -20,8 +20,8 @@ from policylong.model.tokenizer import load_tokenizer
 from policylong.retrieval.embedders import make_embedder
 from policylong.retrieval.store import open_index
 from policylong.screening.retrieve import Retriever
-from policylong.screening.scorer import Scorer
-from policylong.screening.screen import Screener
+from policylong.screening.scorer import Policy, Scorer
+from policylong.screening.screen import Ground, Screener
 from policylong.storage import tables
 from policylong.storage.workdir import Workdir
 
@@ -87,8 +87,10 @@ def screened(material, tmp_path_factory):
   scorer = Scorer(hf.load_params(path, model, np.dtype("float32")), model, mesh, dtype="bfloat16",
                   tokens_per_batch=screening.tokens_per_batch, bucket_multiple=screening.bucket_multiple)
   round_ = Workdir(folder / "run").round(1)
-  Screener(screening, 0, ("roots",), corpus, tokenizer, Retriever(screening, 0, corpus, embedder, index, chunk_tokens),
-           chunk_tokens, scorer, 0, 1024).screen(round_)
+  ground = Ground(screening, 0, ("roots",), corpus, tokenizer, chunk_tokens,
+                  Retriever(screening, 0, corpus, embedder, index, chunk_tokens), 1024)
+  Screener(ground, Policy(0, scorer)).screen(round_)
+
   def named(table):
     rows = tables.read(round_.table(table)).to_pylist()
     for row in rows:

@@ -56,7 +56,7 @@ def judged(tmp_path, monkeypatch):
       tables.write(round_.shard("anchors", number), tables.from_records(Anchor, anchors))
       tables.write(round_.shard("verify", number), screen._score_table(*scored, 7))
     config = dataclasses.replace(SCREENING, **{"epsilon": 0.4, "epsilon_from_control": None, **settings})
-    screen.Screener(config, 0, (), *[None] * 5, 7, 64)._judge(round_, SHARDS)
+    screen.Screener(screen.Ground(config, 0, (), *[None] * 4, 64), None)._judge(round_, SHARDS)
     tables.write(round_.table("negatives"), tables.from_records(Negative, []))
     return round_, summarise(config, round_, None)
   return judge_round
