@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from configs import qwen3b_128k
 from policylong.records import Candidate
-from policylong.screening import judge, screen
-from policylong.screening.verify import Pair
+from policylong.screening import judge, readings
+from policylong.screening.verify import Pair, Reading
 from policylong.storage import tables
 
 ANCHORS = 35  # as in benchmarks/pods.py
@@ -23,9 +23,9 @@ ANCHORS = 35  # as in benchmarks/pods.py
 def main():
   config = qwen3b_128k.get_config().screening
   shard = invented(config.roots_per_shard, config.top_k, config.control_chunks, config.root_tokens)
-  table, made = timed(screen._score_table, *shard, 0)
+  table, made = timed(readings.verdicts, *shard, 0)
   data, packed = timed(tables.to_bytes, table)
-  accepted = pa.array(judge.accepted(table, config.epsilon, config.control_margin))
+  accepted = pa.array(judge.accepted(table, judge.thresholds(config, table)))
   verdicts = table.set_column(table.schema.get_field_index("accepted"), "accepted", accepted)
   kept = judge.own_or_accepted(verdicts)
   shards = -(-config.roots_per_round // config.roots_per_shard)
@@ -50,7 +50,8 @@ def invented(roots, top_k, controls, root_tokens):
       before = rng.uniform(2, 5, ANCHORS).astype(np.float32)
       pairs.append(Pair(doc_id, tokens, positions, tokens[:1]))
       proposals.append(((doc_id, chunk_id), own))
-      scores.append((before, (before * rng.normal(0.97, 0.12, ANCHORS)).astype(np.float32)))
+      nll = rng.uniform(0, 9, ANCHORS).astype(np.float32)
+      scores.append(Reading(before, (before * rng.normal(0.97, 0.12, ANCHORS)).astype(np.float32), nll, nll))
   return pairs, proposals, scores
 
 

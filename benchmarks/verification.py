@@ -76,7 +76,7 @@ def example(scorer, tokenizer) -> list[Pair]:
 def as_built(scorer, pairs) -> np.ndarray:
   """Gains of all (candidate, anchor), in the order of the pairs and their anchors."""
   scores = verify(scorer, pairs, ANCHORS)
-  return np.concatenate([(before - after) / before for before, after in scores])
+  return np.concatenate([(read.entropy_before - read.entropy_after) / read.entropy_before for read in scores])
 
 
 def plain(scorer, pairs) -> np.ndarray:
@@ -88,7 +88,7 @@ def plain(scorer, pairs) -> np.ndarray:
       bucket = scorer.bucket(shift + len(window))
       rows.append(Row(np.concatenate([pair.chunk, window]), np.array([t + shift], np.int32), bucket))
       rows.append(Row(window, np.array([t], np.int32), bucket))
-  values = np.concatenate(scorer.entropies(rows, 1)).reshape(-1, 2)
+  values = np.concatenate([entropy for entropy, _ in scorer.likelihoods(rows, 1)]).reshape(-1, 2)
   return (values[:, 1] - values[:, 0]) / values[:, 1]
 
 

@@ -17,9 +17,11 @@ def cells():
   yield "center", {}
   for field, values in {"alpha": (0.5, 1.5, 2.0, 2.5), "epsilon": (0.2, 0.6, 0.8), "top_k": (1, 2, 4, 8),
                         "query_window": (4, 16), "negatives": ("rejected", "both", "none"),
-                        "negatives_per_positive": (2, 4, 8), "control_margin": (0.1,)}.items():
+                        "control_margin": (0.1,)}.items():
     for value in values:
       yield f"{field}={value}", {f"screening.{field}": value}
+  for count in (0, 1, 2, 4, None):  # None: as many as fit
+    yield f"negatives_per_positive={count}", {"synthesis.negatives_per_positive": count}
   for share in (0.005, 0.02):  # epsilon from the control, each round
     yield f"epsilon_from_control={share}", {"screening.epsilon": None, "screening.epsilon_from_control": share}
   for rounds in (1, 2, 5):

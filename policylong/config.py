@@ -117,8 +117,12 @@ class Screening:
   epsilon: float | None
   epsilon_from_control: float | None
   control_margin: float | None
+  evidence: str
+  loss_margin: float | None
+  loss_margin_from_control: float | None
+  budget: float | None
+  probe_share: float
   negatives: str
-  negatives_per_positive: int
   max_chunk_tokens: int
   bucket_multiple: int
   tokens_per_batch: int
@@ -128,8 +132,7 @@ class Screening:
     for name in ("roots_per_round", "max_anchors_per_root", "query_window", "top_k", "near_copy_ngram",
                  "max_chunk_tokens", "bucket_multiple", "roots_per_shard", "skip_tokens"):
       _at_least(f"screening.{name}", getattr(self, name), 1)
-    for name in ("control_chunks", "negatives_per_positive"):
-      _at_least(f"screening.{name}", getattr(self, name), 0)
+    _at_least("screening.control_chunks", self.control_chunks, 0)
     _between("screening.min_root_tokens", self.min_root_tokens, 2, self.root_tokens)
     if self.skip_tokens >= self.min_root_tokens:
       raise ConfigError(f"screening.skip_tokens is {self.skip_tokens} and leaves nothing of a root of "
@@ -151,12 +154,31 @@ class Screening:
         raise ConfigError(f"screening.control_margin is {self.control_margin}; it must be finite or None")
       if not self.control_chunks:
         raise ConfigError("screening.control_margin needs a control, but screening.control_chunks is 0")
+    self._check_evidence()
     _one_of("screening.negatives", self.negatives, ("positives", "rejected", "both", "none"))
     longest = self.max_chunk_tokens + self.root_tokens
     if self.tokens_per_batch < (padded := bucket(longest, self.bucket_multiple)):
       raise ConfigError(
           f"screening.tokens_per_batch is {self.tokens_per_batch}, too small for one row of max_chunk_tokens + "
           f"root_tokens = {longest} tokens, padded to {padded}")
+
+  def _check_evidence(self):
+    _one_of("screening.evidence", self.evidence, ("entropy", "entropy_and_loss"))
+    margins = (self.loss_margin, self.loss_margin_from_control)
+    if self.evidence == "entropy_and_loss" and margins.count(None) != 1:
+      raise ConfigError(f"screening.loss_margin is {self.loss_margin} and screening.loss_margin_from_control is "
+                        f"{self.loss_margin_from_control}: with screening.evidence 'entropy_and_loss' set exactly one "
+                        "of them, the other to None")
+    if self.loss_margin is not None:
+      _at_least("screening.loss_margin", self.loss_margin, 0.0)
+    if self.loss_margin_from_control is not None:
+      _between("screening.loss_margin_from_control", self.loss_margin_from_control, 0.0, 1.0)
+      if self.evidence == "entropy_and_loss" and not self.control_chunks:
+        raise ConfigError("screening.loss_margin_from_control needs a control, but screening.control_chunks is 0: set "
+                          "it to 1 or more")
+    _between("screening.probe_share", self.probe_share, 0.0, 1.0)
+    if self.budget is not None and not (self.budget > 0 and math.isfinite(self.budget)):
+      raise ConfigError(f"screening.budget is {self.budget}; it must be above 0, or None for all rows")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +208,11 @@ class Synthesis:
   """What a training sequence is."""
   sequence_length: int
   separator: str
+  negatives_per_positive: int | None
+
+  def __post_init__(self):
+    if self.negatives_per_positive is not None:
+      _at_least("synthesis.negatives_per_positive", self.negatives_per_positive, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -384,6 +411,13 @@ class Config:
     if self.training.needs_gaps and self.training.short_window >= length:
       raise ConfigError(f"training.short_window is {self.training.short_window}, and synthesis.sequence_length = "
                         f"{length} tokens are not more: make it smaller")
+    if self.screening.budget is not None:
+      trained = self.training.steps_per_round * self.training.batch_size * length
+      least = 3 * root + self.screening.max_chunk_tokens  # its scan, the root alone, and one row
+      if self.screening.budget * trained < least:
+        raise ConfigError(f"screening.budget is {self.screening.budget} tokens for each of the {trained:,} that a "
+                          f"round trains on, {self.screening.budget * trained:,.0f} in all: a single root of "
+                          f"screening.root_tokens = {root} can take {least:,}")
     _check_layout("synthesis.sequence_length", length, self.training, self.mesh)
 
 

@@ -47,9 +47,11 @@ from policylong.retrieval.library import CorpusLibrary
 from policylong.retrieval.store import open_index
 from policylong.screening import long_gap
 from policylong.screening.offpolicy import recheck
+from policylong.screening.promise import Promise
+from policylong.screening.readings import read_roots
 from policylong.screening.retrieve import Retriever
 from policylong.screening.scorer import Policy, Scorer
-from policylong.screening.screen import Ground, Screener, read_roots
+from policylong.screening.screen import Ground, Screener
 from policylong.screening.summary import offpolicy_gap, summarise
 from policylong.storage import tables
 from policylong.storage.workdir import Round, Workdir, read_json, write_json
@@ -105,6 +107,8 @@ class _Stages:
     self.config, self.workdir = config, workdir
     self.method = METHODS[config.method]
     self.read = config.training.steps_per_round * config.training.batch_size  # sequences a round
+    share = config.training.longfilter_share
+    self.sequences = self.read if share is None else math.ceil(self.read / share)  # that a round makes
     self.screening = config.screening if "negatives" in self.method.asks else dataclasses.replace(
         config.screening, negatives="none")
 
@@ -147,10 +151,10 @@ class _Stages:
     """All that comes before training, unless it is there; `screened.json` is written last."""
     if hosts.agreed(round_.screened_path.exists()):
       return
-    step, weighed = int(state.step), self.config.training.needs_gaps
+    weighed = self.config.training.needs_gaps
     policy = self.policy(state) if self.screens or weighed else None
-    summary = self.screen(round_, policy) if self.screens else {"round": round_.index, "policy_step": step}
-    summary |= self.synthesize(round_, step)
+    summary = self.screen_and_synthesize(round_, policy) if self.screens else {
+        "round": round_.index, "policy_step": int(state.step), **self.synthesize(round_, int(state.step))}
     if weighed:
       hosts.barrier("synthesized")
       found = long_gap.select(round_, policy.scorer, self.config.training, self.config.synthesis.sequence_length,
@@ -161,7 +165,23 @@ class _Stages:
       log_summary(summary)
     hosts.barrier("screened")
 
-  def screen(self, round_: Round, policy: Policy) -> dict:
+  def screen_and_synthesize(self, round_: Round, policy: Policy) -> dict:
+    """Screens roots until they fill the sequences that training reads, and writes these; as numbers.
+
+    When a round is fed is reckoned from sizes, before its negatives are known: where these leave sequences missing,
+    more roots are screened.
+    """
+    asked = self.sequences
+    while True:
+      found = self.screen(round_, policy, asked)
+      counts = self.synthesize(round_, policy.step)
+      missing = int(hosts.agreed(np.array(self.sequences - counts.get("sequences", 0))))
+      judged = read_json(round_.judged_path)
+      if missing <= 0 or not judged["fed"]:
+        return {**found, **counts}
+      asked = judged["asked"] + missing
+
+  def screen(self, round_: Round, policy: Policy, sequences: int) -> dict:
     """What the policy says of the round's roots, and of the dependencies that the last one accepted; as numbers."""
     previous = self.workdir.round(round_.index - 1) if round_.index > 1 else None
     # With `max_staleness` the second round is screened by the policy of the first: nothing can have changed.
@@ -170,13 +190,13 @@ class _Stages:
       table = self.recheck(previous, policy)
       if hosts.is_first():
         tables.write(round_.table("offpolicy"), table)
-    Screener(self.ground, policy).screen(round_)
+    begun = read_json(previous.judged_path)["promise"] if previous and self.screening.budget is not None else None
+    Screener(self.ground, policy).screen(round_, sequences, Promise(np.array(begun)) if begun else Promise.first())
     return summarise(self.screening, round_, previous) if hosts.is_first() else {}
 
   def recheck(self, previous: Round, policy: Policy):
     """The previous round's accepted dependencies under the current policy."""
-    return recheck(previous, read_json(previous.screened_path)["epsilon"], policy, self.chunk_tokens,
-                   self.screening.max_anchors_per_root)
+    return recheck(previous, policy, self.chunk_tokens, self.screening.max_anchors_per_root)
 
   def synthesize(self, round_: Round, policy_step: int) -> dict:
     """Writes the round's training sequences; returns their counts, of the first process."""
@@ -184,12 +204,11 @@ class _Stages:
     if not hosts.is_first():
       library.serve()
       return {}
-    share, masked = config.training.longfilter_share, config.training.document_masking
-    count = self.read if share is None else math.ceil(self.read / share)
+    masked = config.training.document_masking
     screened = self.screened(round_) if self.screens else None
     written = write_sequences(self.method.sequences(Inputs(
-        config.seed, round_.index, policy_step, config.synthesis.sequence_length, count, config.method_options,
-        library, screened)), round_.directory, packed=masked)
+        config.seed, round_.index, policy_step, config.synthesis.sequence_length, self.sequences,
+        config.method_options, library, screened)), round_.directory, packed=masked)
     library.done()
     if not written:
       raise UserError(f"{config.method}, round {round_.index}: none of its screening.roots_per_round = "
@@ -206,7 +225,8 @@ class _Stages:
     roots, _ = read_roots(tables.read(round_.table("roots")))
     positives, negatives = (tables.to_records(kind, tables.read(round_.table(name)))
                             for name, kind in (("positives", Positive), ("negatives", Negative)))
-    return Screened(roots, positives, negatives, self.chunk_tokens, self.ground.retriever.filler(round_.index))
+    return Screened(roots, positives, negatives, self.chunk_tokens, self.ground.retriever.filler(round_.index),
+                    self.config.synthesis.negatives_per_positive)
 
   def train(self, round_: Round, state: TrainState) -> TrainState:
     """Trains to the end of the round, then marks the round as done."""
@@ -314,8 +334,8 @@ class _Stages:
     """What screening reads."""
     config = self.config
     retriever = Retriever(self.screening, config.seed, self.corpus, *self.searched, self.chunk_tokens)
-    return Ground(self.screening, config.seed, config.corpus.root_sources, self.corpus, self.tokenizer,
-                  self.chunk_tokens, retriever, config.synthesis.sequence_length)
+    return Ground(self.screening, config.synthesis, self.read * config.synthesis.sequence_length, config.seed,
+                  config.corpus.root_sources, self.corpus, self.tokenizer, self.chunk_tokens, retriever)
 
 
 def _claim_corpus(workdir: Workdir, summary: dict) -> None:

@@ -125,12 +125,21 @@ def config() -> ConfigDict:
           # Accept only gains that exceed the best control gain at the anchor by so much; None: not asked
           # (paper).
           "control_margin": optional(),
+          # What a context must show: entropy, the policy becomes surer (P); entropy_and_loss, and the token that
+          # stands there likelier.
+          "evidence": "entropy",
+          # By so many nats its loss must fall, for entropy_and_loss; None: from control.
+          "loss_margin": optional(),
+          # Each round, the smallest margin that at most this share of random contexts passes.
+          "loss_margin_from_control": optional(),
+          # Tokens scored for each token that the round trains on; within it the rows that promise most come first.
+          # None: every row of as many roots as it takes (P).
+          "budget": optional(),
+          # With a budget, share of the roots whose rows are all scored: they tell what the budget missed.
+          "probe_share": 0.05,
           # Hard negatives: positives (similar to the verified positives, P), rejected (refused candidates),
           # both, or none.
           "negatives": "positives",
-          # Negatives ranked for each positive at most; a sequence takes as many as it has room for, and a root of few
-          # positives needs many of each.
-          "negatives_per_positive": 256,
           # A chunk is cut to so many tokens.
           "max_chunk_tokens": 768,
           # Scoring rows are padded to multiples of it.
@@ -146,6 +155,8 @@ def config() -> ConfigDict:
           "sequence_length": 131_072,
           # Text between a context and what follows it.
           "separator": "\n\n",
+          # Negatives that each positive brings into a sequence at most; None: as many as fit.
+          "negatives_per_positive": optional(),
       },
       "training": {
           # Optimizer steps a round: 238 x 32 x 131,072 = 1.0B tokens (P).

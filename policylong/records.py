@@ -86,11 +86,13 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """What prepending a chunk does to one anchor's entropy. gain = (before - after) / before.
+  """What prepending a chunk does to one anchor. gain = (entropy before - after) / before.
+
+  nll is that of the token that stands at the anchor: a context can make the policy surer of another one.
 
   kind: "retrieved" or "control" (a random chunk, never used). rank and similarity are those of the
   anchor's own retrieval; rank is -1 and similarity NaN where another anchor of the root retrieved it.
-  accepted: the gain passes; of a control it says only what share of random chunks would pass.
+  accepted: it passes as evidence; of a control that says only what share of random chunks would pass.
   """
   doc_id: str
   position: int
@@ -100,6 +102,8 @@ class Verdict:
   similarity: float
   entropy_before: float
   entropy_after: float
+  nll_before: float
+  nll_after: float
   gain: float
   accepted: bool
   policy_step: int

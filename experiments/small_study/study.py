@@ -86,7 +86,7 @@ class Size:
         "skip_tokens": 64, "alpha": 1.0, "max_anchors_per_root": 8, "query_window": 8, "top_k": 3,
         # A sentence of an entry is repeated by the letter, and is no copy of it.
         "near_copy_ngram": 32, "control_chunks": 2, "epsilon": 0.4, "epsilon_from_control": None,
-        "negatives_per_positive": 16, "bucket_multiple": 64, "tokens_per_batch": 4096, "roots_per_shard": 20})
+        "bucket_multiple": 64, "tokens_per_batch": 4096, "roots_per_shard": 20})
     config.synthesis.sequence_length = self.length
     config.training.update({
         "steps_per_round": self.steps // self.rounds, "batch_size": self.batch, "accumulation": self.batch // 2,

@@ -76,7 +76,7 @@ def _traced_forward(config, model, mesh, program):
       function, arrays, read = programs.traces, (of_rows(width),), rows * width
     else:
       anchors = screening.max_anchors_per_root
-      function, arrays, read = programs.entropies, (of_rows(width), of_rows(anchors)), rows * anchors
+      function, arrays, read = programs.likelihoods, (of_rows(width), of_rows(anchors)), rows * anchors
   whole = NamedSharding(mesh, PartitionSpec())
   params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
                         abstract_params(model, jnp.dtype(dtype)))

@@ -1,4 +1,12 @@
-"""From gains to verdicts: the threshold, what passes it, and the positives that are kept."""
+"""From readings to verdicts: the thresholds, what passes them, and the positives that are kept.
+
+A context is evidence of a dependency if the policy becomes surer with it (its entropy falls by more than the share
+epsilon: EntropyLong's rule, kept by PolicyLong). Surer is not right: with `evidence` "entropy_and_loss" the token that
+stands there must also have become likelier, its nll lower by more than `loss_margin` nats. Both thresholds may come
+from the control: what random chunks pass is not evidence of anything.
+"""
+
+import dataclasses
 
 import numpy as np
 import pyarrow as pa
@@ -8,30 +16,64 @@ from policylong import config as config_lib
 from policylong.records import Positive
 
 
-def epsilon_from_control(control_gains: np.ndarray, share: float) -> float:
-  """The smallest epsilon >= 0 that at most `share` of the control's gains exceed.
+@dataclasses.dataclass(frozen=True)
+class Thresholds:
+  """What a verdict must exceed.
+
+  epsilon: of the gain, a share of the entropy before. loss_margin: of nll before - nll after, in nats; None where the
+  loss is not asked. control_margin: of the gain above the best control gain at the same anchor; None: not asked.
+  """
+  epsilon: float
+  loss_margin: float | None
+  control_margin: float | None
+
+
+def thresholds(config: config_lib.Screening, control: pa.Table) -> Thresholds:
+  """The round's thresholds, from the config and the verdicts of its random chunks (gain, nll_before, nll_after)."""
+  epsilon, margin = config.epsilon, config.loss_margin
+  if epsilon is None:
+    epsilon = smallest_passed_by(control["gain"].to_numpy(), config.epsilon_from_control)
+  if config.evidence == "entropy_and_loss" and margin is None:
+    margin = smallest_passed_by(loss_drop(control), config.loss_margin_from_control)
+  return Thresholds(epsilon, margin if config.evidence == "entropy_and_loss" else None, config.control_margin)
+
+
+def smallest_passed_by(values: np.ndarray, share: float) -> float:
+  """The smallest threshold >= 0 that at most `share` of the values exceed.
 
   Args:
-    control_gains: f64[n] gains of random chunks at anchors.
+    values: f64[n], of random chunks at anchors.
     share: in [0, 1], e.g. 0.005.
   """
-  passing = int(share * len(control_gains))  # so many may exceed it
-  if passing >= len(control_gains):
+  passing = int(share * len(values))  # so many may exceed it
+  if passing >= len(values):
     return 0.0
-  return max(0.0, float(np.sort(control_gains)[::-1][passing]))
+  return max(0.0, float(np.sort(values)[::-1][passing]))
 
 
-def accepted(scores: pa.Table, epsilon: float, control_margin: float | None) -> np.ndarray:
-  """bool[rows]: gain > epsilon and, with a margin, also above the best control gain at the same anchor.
+def loss_drop(verdicts: pa.Table) -> np.ndarray:
+  """f64[rows]: by how many nats the token that stands at the anchor became likelier."""
+  return verdicts["nll_before"].to_numpy() - verdicts["nll_after"].to_numpy()
 
-  The margin is asked of retrieved chunks only: of a control, `accepted` is just gain > epsilon.
+
+def right(verdicts: pa.Table, limits: Thresholds) -> np.ndarray:
+  """bool[rows]: whether the token became likelier, by more than the margin where there is one."""
+  return loss_drop(verdicts) > (limits.loss_margin or 0.0)
+
+
+def accepted(verdicts: pa.Table, limits: Thresholds) -> np.ndarray:
+  """bool[rows]: which verdicts pass.
+
+  The margin above the control is asked of retrieved chunks only, as a control would be compared with itself.
   """
-  gain = scores["gain"].to_numpy()
-  passes = gain > epsilon
-  if control_margin is not None:
-    best = _best_control(scores)
-    retrieved = scores["kind"].to_numpy(zero_copy_only=False) == "retrieved"
-    passes &= ~retrieved | (gain > best + control_margin)
+  gain = verdicts["gain"].to_numpy()
+  passes = gain > limits.epsilon
+  if limits.loss_margin is not None:
+    passes &= right(verdicts, limits)
+  if limits.control_margin is not None:
+    best = _best_control(verdicts)
+    retrieved = verdicts["kind"].to_numpy(zero_copy_only=False) == "retrieved"
+    passes &= ~retrieved | (gain > best + limits.control_margin)
   return passes
 
 
@@ -73,10 +115,3 @@ def rejected(verdicts: pa.Table) -> list[tuple[str, str]]:
   rows = [(gain, doc_id, chunk_id) for doc_id, chunk_id, gain, taken in zip(
       best["doc_id"], best["chunk_id"], best["gain_max"], best["accepted_max"]) if not taken]
   return [(doc_id, chunk_id) for _, doc_id, chunk_id in sorted(rows)]
-
-
-def threshold(config: config_lib.Screening, control_gains: np.ndarray) -> tuple[float, str]:
-  """The round's epsilon, and whether it comes from the "config" or the "control"."""
-  if config.epsilon is not None:
-    return config.epsilon, "config"
-  return epsilon_from_control(control_gains, config.epsilon_from_control), "control"

@@ -1,7 +1,8 @@
 """The off-policy gap: last round's accepted dependencies as the current policy sees them.
 
 A fixed data set would still train on them. The share that the new policy would reject is what a round of
-screening with the old weights would have got wrong.
+screening with the old weights would have got wrong. Where a round had a budget only its probe is looked at: what the
+rule chose is not what it chose the round before, and the gaps could not be compared.
 """
 
 import dataclasses
@@ -13,16 +14,21 @@ from tqdm import tqdm
 
 from policylong.corpus.texts import ChunkTokens
 from policylong.devices import hosts
+from policylong.screening import judge
+from policylong.screening.readings import read_roots
 from policylong.screening.scorer import Policy
-from policylong.screening.screen import of_all_processes, read_roots
+from policylong.screening.screen import of_all_processes
 from policylong.screening.verify import Pair, planned_tokens, verify
 from policylong.storage import tables
-from policylong.storage.workdir import Round
+from policylong.storage.workdir import Round, read_json
 
 
 @dataclasses.dataclass(frozen=True)
 class Recheck:
-  """An accepted dependency of an earlier round under a later policy. rejected: gain_now <= its epsilon."""
+  """An accepted dependency of an earlier round under a later policy.
+
+  right_then: whether the token had become likelier too (`judge.right`); rejected: it would not pass any more.
+  """
   doc_id: str
   position: int
   chunk_id: str
@@ -30,17 +36,18 @@ class Recheck:
   gain_now: float
   entropy_before: float
   entropy_after: float
+  nll_before: float
+  nll_after: float
+  right_then: bool
   rejected: bool
   policy_step: int
 
 
-def recheck(previous: Round, epsilon: float, policy: Policy, chunk_tokens: ChunkTokens,
-            most_positions: int) -> pa.Table:
+def recheck(previous: Round, policy: Policy, chunk_tokens: ChunkTokens, most_positions: int) -> pa.Table:
   """Verifies again every accepted (anchor, chunk) of the round `previous`; of several processes each takes a share.
 
   Args:
     previous: a screened round.
-    epsilon: the threshold that it used.
     policy: of now.
     chunk_tokens: as in the screening.
     most_positions: the static number of positions a row reads at most.
@@ -48,30 +55,36 @@ def recheck(previous: Round, epsilon: float, policy: Policy, chunk_tokens: Chunk
   Returns:
     A table of `Recheck` records.
   """
+  judged = read_json(previous.judged_path)
+  limits = judge.Thresholds(**judged["thresholds"])
   roots, _ = read_roots(tables.read(previous.table("roots")))
   root_of = {root.doc_id: root for root in roots}
-  verdicts = tables.read(previous.table("verdicts"), ["doc_id", "position", "chunk_id", "kind", "gain", "accepted"])
-  taken = verdicts.filter(pc.and_(verdicts["accepted"], pc.equal(verdicts["kind"], "retrieved")))
+  taken = tables.read(previous.table("verdicts"), [
+      "doc_id", "position", "chunk_id", "kind", "gain", "nll_before", "nll_after", "accepted"])
+  taken = taken.filter(pc.and_(taken["accepted"], pc.equal(taken["kind"], "retrieved")))
   # Whole roots to a process: the pairs of a root share the row of the root alone.
   documents = pc.unique(taken["doc_id"])
+  if "probe" in judged:
+    documents = documents.filter(pc.is_in(documents, pa.array(judged["probe"]["documents"], pa.string())))
   mine = hosts.share(len(documents))
   taken = taken.filter(pc.is_in(taken["doc_id"], documents.slice(mine.start, len(mine))))
   # All accepted anchors of a root are read in each of its rows: pairs of one root share one set of positions.
   positions: dict[str, set[int]] = {}
-  then: dict[tuple[str, str], dict[int, float]] = {}
-  for doc_id, position, chunk_id, gain in zip(*(taken[name].to_pylist() for name in (
-      "doc_id", "position", "chunk_id", "gain"))):
+  then: dict[tuple[str, str], dict[int, tuple[float, bool]]] = {}
+  for doc_id, position, chunk_id, gain, right in zip(*(taken[name].to_pylist() for name in (
+      "doc_id", "position", "chunk_id", "gain")), judge.right(taken, limits).tolist()):
     positions.setdefault(doc_id, set()).add(position)
-    then.setdefault((doc_id, chunk_id), {})[position] = gain
+    then.setdefault((doc_id, chunk_id), {})[position] = gain, right
   pairs = [Pair(doc_id, root_of[doc_id].tokens, np.asarray(sorted(positions[doc_id]), np.int32),
                 chunk_tokens(chunk_id)) for doc_id, chunk_id in then]
   with tqdm(desc=f"round {previous.index} re-verified", total=planned_tokens(pairs), unit="tok", unit_scale=True,
             mininterval=1.0, disable=not hosts.is_first()) as bar:
-    scores = verify(policy.scorer, pairs, most_positions, bar.update)
+    readings = verify(policy.scorer, pairs, most_positions, bar.update)
   result = []
-  for pair, ((doc_id, chunk_id), gains), (before, after) in zip(pairs, then.items(), scores):
-    for t, h0, h1 in zip(pair.positions.tolist(), before.tolist(), after.tolist()):
-      if t in gains:
-        now = (h0 - h1) / h0
-        result.append(Recheck(doc_id, t, chunk_id, gains[t], now, h0, h1, now <= epsilon, policy.step))
+  for pair, ((doc_id, chunk_id), known), reading in zip(pairs, then.items(), readings):
+    for t, h0, h1, l0, l1 in zip(pair.positions.tolist(), *(values.tolist() for values in reading)):
+      if t in known:
+        now, (gain, right) = (h0 - h1) / h0, known[t]
+        passes = now > limits.epsilon and (limits.loss_margin is None or l0 - l1 > limits.loss_margin)
+        result.append(Recheck(doc_id, t, chunk_id, gain, now, h0, h1, l0, l1, right, not passes, policy.step))
   return of_all_processes(tables.from_records(Recheck, result))  # in the order of the roots

@@ -16,8 +16,10 @@ from policylong.retrieval.embedders import Embedder
 from policylong.retrieval.index import VectorIndex
 from policylong.screening.anchors import find_anchors, ngrams, query_span
 
-# Negatives ranked for each that the sequence has room for: the neighbours of a root's positives are partly the same.
+# Negatives ranked for each that is wanted: the neighbours of a root's positives are partly the same.
 _SPARE = 4
+# Negatives ranked for a positive at most, where a sequence takes as many as fit: one positive can fill 128K tokens.
+_MOST = 256
 # Positives whose neighbours are searched at a time.
 _BLOCK = 4096
 
@@ -78,15 +80,15 @@ class Retriever:
     return anchors, candidates
 
   def negatives(self, roots: Sequence[Root], positives: Sequence[Positive],
-                rejected: Sequence[tuple[str, str]], length: int) -> list[Negative]:
+                rejected: Sequence[tuple[str, str]], synthesis: config_lib.Synthesis) -> list[Negative]:
     """Hard negatives of each root, by the configured rule.
 
     Args:
       roots: all that have positives.
       positives: their positives, any order.
       rejected: (doc id, chunk id) of the roots' refused candidates, lowest gain first.
-      length: tokens of the sequence that a root's contexts are to fill. A root whose positives nearly fill it gets
-        few negatives for each, another one up to `negatives_per_positive`.
+      synthesis: tells how many negatives a positive brings into a sequence. Several times as many are ranked: those
+        of a root's positives are partly the same.
 
     Returns:
       Ranked negatives of each positive, root by root. "positives": chunks most similar to a positive's own text, which
@@ -96,7 +98,7 @@ class Retriever:
     rule, of_root = self._config.negatives, by_document(positives)
     if rule == "none":
       return []
-    wanted = {root.doc_id: self._wanted(root, of_root[root.doc_id], length) for root in roots}
+    wanted = {root.doc_id: self._wanted(root, of_root[root.doc_id], synthesis) for root in roots}
     result: dict[str, list[Negative]] = {doc_id: [] for doc_id in of_root}
     if rule in ("positives", "both"):
       for negative in self._similar(of_root, wanted):
@@ -133,13 +135,14 @@ class Retriever:
       control.append(Candidate(root.doc_id, -1, chunk_id, "control", -1, float("nan")))
     return control
 
-  def _wanted(self, root: Root, positives: Sequence[Positive], length: int) -> int:
-    """Negatives to rank for each positive of a root: several times what its sequence has room for."""
+  def _wanted(self, root: Root, positives: Sequence[Positive], synthesis: config_lib.Synthesis) -> int:
+    """Negatives to rank for each positive of a root."""
+    if synthesis.negatives_per_positive is not None:
+      return _SPARE * synthesis.negatives_per_positive
     sizes = [max(1, len(self._chunk_tokens(positive.chunk_id))) for positive in positives]
-    room = length - len(root.tokens) - sum(sizes)
+    room = synthesis.sequence_length - len(root.tokens) - sum(sizes)
     # Room in chunks of the positives' mean size, over the positives.
-    each = math.ceil(_SPARE * max(0, room) / sum(sizes))
-    return min(self._config.negatives_per_positive, each)
+    return min(_MOST, math.ceil(_SPARE * max(0, room) / sum(sizes)))
 
   def _similar(self, of_root: Mapping[str, Sequence[Positive]], wanted: Mapping[str, int]) -> list[Negative]:
     """The chunks most similar to each positive, as many as wanted for its root; root by root."""

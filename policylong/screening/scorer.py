@@ -25,7 +25,7 @@ from policylong.padding import bucket
 class Row:
   """One row for the scoring program.
 
-  tokens: int32[T]. positions: int32[<= A], the tokens whose H_t is wanted (each at least 1).
+  tokens: int32[T]. positions: int32[<= A], the tokens whose likelihood is wanted (each at least 1).
   bucket: the padded length S, at least T.
   """
   tokens: np.ndarray
@@ -38,7 +38,7 @@ class Programs:
   """The scoring programs of a model over a mesh: whole weights on each device, rows spread over all.
 
   traces: (params, tokens int32[B, S]) -> Likelihood of tokens 1 .. S-1, [B, S-1].
-  entropies: (params, tokens int32[B, S], positions int32[B, A]) -> H of these tokens, [B, A].
+  likelihoods: (params, tokens int32[B, S], positions int32[B, A]) -> Likelihood of these tokens, [B, A].
   choices: (params, tokens int32[B, S], positions and targets int32[B, A]) -> (nll of a target if it stood at its
     position, whether it is the most likely token there), [B, A].
   """
@@ -51,9 +51,9 @@ class Programs:
       states = hidden(params, tokens=tokens)
       return token_likelihood(states[:, :-1], output_matrix(params, model), tokens[:, 1:])
 
-    def entropies(params, tokens, positions):
+    def likelihoods(params, tokens, positions):
       targets = jnp.take_along_axis(tokens, positions, axis=1)
-      return token_likelihood(before(params, tokens, positions), output_matrix(params, model), targets).entropy
+      return token_likelihood(before(params, tokens, positions), output_matrix(params, model), targets)
 
     def choices(params, tokens, positions, targets):
       return greedy_likelihood(before(params, tokens, positions), output_matrix(params, model), targets)
@@ -63,7 +63,7 @@ class Programs:
       return jnp.take_along_axis(hidden(params, tokens=tokens), positions[..., None] - 1, axis=1)
 
     self.traces = on_each_device(traces, mesh, 1)
-    self.entropies, self.choices = on_each_device(entropies, mesh, 2), on_each_device(choices, mesh, 3)
+    self.likelihoods, self.choices = on_each_device(likelihoods, mesh, 2), on_each_device(choices, mesh, 3)
 
 
 class Scorer:
@@ -118,9 +118,9 @@ class Scorer:
     self._run(full, self._programs.traces, (), 0, collect)
     return result
 
-  def entropies(self, rows: Sequence[Row], most_positions: int,
-                progress: Callable[[int], None] = lambda tokens: None) -> list[np.ndarray]:
-    """H_t at each row's positions.
+  def likelihoods(self, rows: Sequence[Row], most_positions: int,
+                  progress: Callable[[int], None] = lambda tokens: None) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Entropy and nll of the tokens at each row's positions.
 
     Args:
       rows: what is scored; rows of one bucket run in one program.
@@ -128,16 +128,17 @@ class Scorer:
       progress: called with the number of real tokens each time some are done.
 
     Returns:
-      For each row f32[len(positions)] in nats.
+      For each row (entropy f32[len(positions)], nll likewise) in nats.
     """
     result: list = [None] * len(rows)
 
     def collect(indices, scores):
-      for i, values in zip(indices, np.asarray(scores)):
-        result[i] = values[:len(rows[i].positions)]
+      for i, entropy, nll in zip(indices, np.asarray(scores.entropy), np.asarray(scores.nll)):
+        count = len(rows[i].positions)
+        result[i] = entropy[:count], nll[:count]
       progress(sum(len(rows[i].tokens) for i in indices))
 
-    self._run(rows, self._programs.entropies, ([row.positions for row in rows],), most_positions, collect)
+    self._run(rows, self._programs.likelihoods, ([row.positions for row in rows],), most_positions, collect)
     return result
 
   def choices(self, rows: Sequence[Row], targets: Sequence[np.ndarray], most_positions: int,

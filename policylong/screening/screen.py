@@ -1,17 +1,20 @@
-"""One round of screening, shard by shard: the device scans and verifies while the host retrieves.
+"""One round of screening, shard by shard, until the round is fed.
 
-Each shard of roots goes through scan -> retrieve -> verify; each step leaves a file, and a restart takes
-up where files are missing. The threshold, which may depend on the whole round's control, is then applied
-to the gains, and the round's tables are written.
+Each shard of roots goes through scan -> retrieve -> verify: the device scans and verifies while the host retrieves.
+Shards come in a fixed order, and no more of them than fill the sequences that the round's training reads
+(`ledger`). Within a budget a shard scores the rows that promise most (`budget`). Each step leaves a file, and a restart
+takes up where files are missing. The thresholds, which may depend on the control of all shards, are then applied to the
+readings, and the round's tables are written.
 
 Of several processes each has every P-th shard. They go in waves, one shard of each, because they search
-the index together; the threshold and the tables are the first one's.
+the index together; accounts, thresholds and tables are the first one's. A shard of a last wave that is not
+needed is not used, so that the tables are those of one process.
 """
 
 import dataclasses
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 import numpy as np
@@ -25,39 +28,43 @@ from policylong.corpus.store import Corpus
 from policylong.corpus.texts import ChunkTokens
 from policylong.devices import hosts
 from policylong.errors import UserError
-from policylong.records import Anchor, Candidate, EntropyTrace, Negative, Positive, Root, Verdict
-from policylong.screening import judge
+from policylong.records import Anchor, Candidate, Negative, Positive
+from policylong.screening import judge, ledger, readings
 from policylong.screening.anchors import entropy_threshold
+from policylong.screening.costs import Costs, best_gains
+from policylong.screening.ledger import Ledger, Plan
+from policylong.screening.promise import Promise
+from policylong.screening.readings import read_roots
 from policylong.screening.retrieve import Retriever
+from policylong.screening.rows import choose_rows
 from policylong.screening.scorer import Policy
-from policylong.screening.verify import Pair, planned_tokens, verify
+from policylong.screening.verify import planned_tokens, verify
 from policylong.storage import tables
-from policylong.storage.workdir import Round
+from policylong.storage.workdir import Round, read_json, write_json
+from policylong.synthesis.filling import Filling
 
 # A round with more verdicts keeps of what other anchors retrieved only the accepted ones: with 35 anchors a root and 32
 # candidates each, 25,000 roots have a billion, of which one in 35 is of an anchor's own candidate.
 MOST_VERDICTS = 20_000_000
-
-_ROOTS_SCHEMA = pa.schema([
-    ("doc_id", pa.string()), ("source", pa.string()), ("start", pa.int64()), ("end", pa.int64()),
-    ("tokens", pa.list_(pa.int32())), ("pieces", pa.list_(pa.string())), ("entropy", pa.list_(pa.float32())),
-    ("nll", pa.list_(pa.float32())), ("threshold", pa.float64()), ("policy_step", pa.int64())])
+# So often at most a round learns from its verdicts: each sixteenth of the shards that it may ask for.
+_FITS = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Ground:
   """What is screened, whoever the policy is.
 
-  `sequence_length` are the tokens of the sequences that negatives are to fill.
+  `synthesis` says what sequences are to be filled; `trained_tokens` are those that a round's training reads.
   """
   config: config_lib.Screening
+  synthesis: config_lib.Synthesis
+  trained_tokens: int
   seed: int
   root_sources: tuple[str, ...]
   corpus: Corpus
   tokenizer: object
   chunk_tokens: ChunkTokens
   retriever: Retriever
-  sequence_length: int
 
 
 class Screener:
@@ -66,17 +73,26 @@ class Screener:
   def __init__(self, ground: Ground, policy: Policy):
     self.ground, self.policy, self.config = ground, policy, ground.config
 
-  def screen(self, round_: Round) -> None:
-    """Writes the round's roots, anchors, verdicts, positives and negatives; finished ones stay.
+  def screen(self, round_: Round, sequences: int, begun: Promise) -> None:
+    """Writes the round's roots, anchors, verdicts, positives and negatives; what is finished stays.
+
+    Args:
+      round_: where.
+      sequences: that the round must fill; more than last time goes on where that ended.
+      begun: the promise that the round begins with, where it has a budget.
 
     Raises:
       UserError: no root of the round has an anchor, or no candidate was accepted.
     """
-    shards = self._shards(round_.index)
-    self._score_shards(round_, shards)
-    hosts.barrier("verified")
-    if hosts.is_first() and not round_.table("verdicts").exists():
-      self._judge(round_, len(shards))
+    judged = hosts.agreed(round_.judged_path.exists() and read_json(round_.judged_path)["asked"] >= sequences)
+    if not judged:
+      if hosts.is_first():  # the tables are of fewer shards than will be used
+        round_.judged_path.unlink(missing_ok=True)
+        round_.table("negatives").unlink(missing_ok=True)
+      account = self._score_shards(round_, sequences, begun)
+      if hosts.is_first():
+        self._judge(round_, sequences, account)
+      hosts.barrier("judged")
     if not hosts.agreed(round_.table("negatives").exists()):
       self._negatives(round_)
 
@@ -87,81 +103,126 @@ class Screener:
     size = config.roots_per_shard
     return [documents[i:i + size] for i in range(0, len(documents), size)]
 
-  def _score_shards(self, round_: Round, shards: Sequence[Sequence[int]]) -> None:
-    """Every shard through scan, retrieve and verify; the host retrieves one while the device does others."""
-    waves = self._waves(round_, len(shards))
-    if not waves:
-      return
-    waiting: deque[tuple[int | None, Future | None]] = deque()
+  def _score_shards(self, round_: Round, sequences: int, begun: Promise) -> Ledger:
+    """Shard after shard through scan, retrieve and verify; the host retrieves one wave while the device does others."""
+    shards = self._shards(round_.index)
+    account = Ledger(self.config, self._filling(), self.ground.trained_tokens, begun)
+    waiting: deque[tuple[range, Future]] = deque()
     # Several processes search together, and what they do together they do on their main threads.
     with (ThreadPoolExecutor(1) if hosts.count() == 1 else _AtOnce()) as host, tqdm(
         desc=f"round {round_.index} screening", unit="tok", unit_scale=True, mininterval=1.0,
         disable=not hosts.is_first()) as bar:
       bar.total = 0
-      for i, search in waves:
-        if i is not None and not round_.shard("scan", i).exists():
-          self._scan(round_, i, shards[i], bar)
-        waiting.append((i, host.submit(self._retrieve, round_, i) if search else None))
-        if len(waiting) > 1:
-          self._verify_next(round_, waiting, bar)
-      while waiting:
-        self._verify_next(round_, waiting, bar)
+      for wave, search in self._waves(round_, len(shards)):
+        mine = self._mine(wave)
+        if mine is not None and not round_.shard("scan", mine).exists():
+          self._scan(round_, mine, shards[mine], bar)
+        waiting.append((wave, host.submit(self._retrieve, round_, mine) if search else _finished()))
+        if len(waiting) > 1 and self._verify_next(round_, waiting, len(shards), account, sequences, bar):
+          waiting.clear()
+          break
+      while waiting and not self._verify_next(round_, waiting, len(shards), account, sequences, bar):
+        pass
+    return account
 
-  def _waves(self, round_: Round, shards: int) -> list[tuple[int | None, bool]]:
-    """What is left: (the shard of this process or None, whether the index is searched for any shard of the wave)."""
-    missing = {stage: hosts.agreed(np.array([not round_.shard(stage, i).exists() for i in range(shards)]))
-               for stage in ("candidates", "verify")}
-    waves = []
-    for start in range(0, shards, hosts.count()):
-      mine, wave = start + hosts.index(), slice(start, start + hosts.count())
-      if missing["verify"][wave].any():
-        unfinished = mine < shards and missing["verify"][mine]
-        waves.append((mine if unfinished else None, bool(missing["candidates"][wave].any())))
-    return waves
+  def _filling(self) -> Filling:
+    """The round's sequences, empty."""
+    synthesis = self.ground.synthesis
+    negatives = 0 if self.config.negatives == "none" else synthesis.negatives_per_positive
+    return Filling(synthesis.sequence_length, len(self.ground.chunk_tokens.separator), negatives)
+
+
+  def _group(self, shards: int) -> int:
+    """So many shards choose their rows by the same plan."""
+    return shards if self.config.budget is None else -(-shards // _FITS)
+
+  def _waves(self, round_: Round, shards: int) -> Iterator[tuple[range, bool]]:
+    """(the shards of a wave, one for each process; whether the index must be searched for any), never of two groups."""
+    missing = hosts.agreed(np.array([not round_.shard("candidates", i).exists() for i in range(shards)]))
+    group = self._group(shards)
+    for first in range(0, shards, group):
+      last = min(first + group, shards)
+      for start in range(first, last, hosts.count()):
+        wave = range(start, min(start + hosts.count(), last))
+        yield wave, bool(missing[wave.start:wave.stop].any())
+
+  def _mine(self, wave: range) -> int | None:
+    """This process's shard of a wave."""
+    return wave[hosts.index()] if hosts.index() < len(wave) else None
 
   def _scan(self, round_: Round, shard: int, documents: Sequence[int], bar: tqdm) -> None:
     """Entropy and nll of every token of the shard's roots."""
     config, ground = self.config, self.ground
-    roots = [root for i in documents if (root := root_span(
+    first = shard * config.roots_per_shard
+    roots = [(first + place, root) for place, i in enumerate(documents) if (root := root_span(
         ground.corpus, ground.tokenizer, i, root_tokens=config.root_tokens, min_root_tokens=config.min_root_tokens,
         seed=ground.seed)) is not None]
-    bar.total += sum(len(root.tokens) for root in roots)
-    traces = self.policy.scorer.traces([root.tokens for root in roots], bar.update)
+    bar.total += sum(len(root.tokens) for _, root in roots)
+    traces = self.policy.scorer.traces([root.tokens for _, root in roots], bar.update)
     rows = []
-    for root, (entropy, nll) in zip(roots, traces):
+    for (number, root), (entropy, nll) in zip(roots, traces):
       source = ground.corpus.document(ground.corpus.document_index(root.doc_id)).source
-      rows.append((root.doc_id, source, root.start, root.end, root.tokens, root.pieces, entropy, nll,
+      rows.append((number, root.doc_id, source, root.start, root.end, root.tokens, root.pieces, entropy, nll,
                    entropy_threshold(entropy, config.alpha), self.policy.step))
-    columns = [list(column) for column in zip(*rows)] or [[] for _ in _ROOTS_SCHEMA]
-    tables.write(round_.shard("scan", shard), pa.table(columns, schema=_ROOTS_SCHEMA))
+    columns = [list(column) for column in zip(*rows)] or [[] for _ in readings.ROOTS]
+    tables.write(round_.shard("scan", shard), pa.table(columns, schema=readings.ROOTS))
 
   def _retrieve(self, round_: Round, shard: int | None) -> None:
     """Anchors and candidates of a scanned shard; of one process alone, it runs in the host thread."""
+    retriever = self.ground.retriever
     if shard is None or round_.shard("candidates", shard).exists():
-      self.ground.retriever.candidates(round_.index, [], [])  # the other processes search, and this one has rows
+      retriever.candidates(round_.index, [], [])  # the other processes search, and this one has rows
       return
     roots, traces = read_roots(tables.read(round_.shard("scan", shard)))
-    anchors, candidates = self.ground.retriever.candidates(round_.index, roots, traces)
+    anchors, candidates = retriever.candidates(round_.index, roots, traces)
     tables.write(round_.shard("anchors", shard), tables.from_records(Anchor, anchors))
     tables.write(round_.shard("candidates", shard), tables.from_records(Candidate, candidates))
 
-  def _verify_next(self, round_: Round, waiting: deque, bar: tqdm) -> None:
-    """Scores the oldest retrieved shard: every candidate and control against all anchors of its root."""
-    shard, retrieved = waiting.popleft()
-    if retrieved:
-      retrieved.result()
-    if shard is None:
-      return
-    roots, _ = read_roots(tables.read(round_.shard("scan", shard)))
+  def _verify_next(self, round_: Round, waiting: deque, shards: int, account: Ledger, sequences: int, bar: tqdm
+                   ) -> bool:
+    """Scores the oldest retrieved wave and enters it; whether the round is over with it."""
+    wave, retrieved = waiting.popleft()
+    retrieved.result()
+    plan = self._plan(round_, wave, self._group(shards), account)
+    mine = self._mine(wave)
+    if mine is not None and not round_.shard("verify", mine).exists():
+      self._verify(round_, mine, plan, bar)
+    hosts.barrier("verified")
+    over = False
+    if hosts.is_first():
+      for shard in wave:
+        account.enter(*(tables.read(round_.shard(stage, shard)) for stage in ("scan", "rows", "verify")))
+        if over := account.over(sequences):
+          break
+    return bool(hosts.agreed(over))
+
+  def _plan(self, round_: Round, wave: range, group: int, account: Ledger) -> Plan | None:
+    """How the rows of a wave are chosen; made when its group begins, from all shards before."""
+    if self.config.budget is None:
+      return None
+    path = round_.shard_plan(wave.start // group)
+    if hosts.is_first() and not path.exists():
+      write_json(path, account.plan().to_json())
+    hosts.barrier("plan")
+    return Plan.from_json(read_json(path))
+
+  def _verify(self, round_: Round, shard: int, plan: Plan | None, bar: tqdm) -> None:
+    """Scores the chosen candidates and the controls of a shard against all anchors of their roots."""
+    roots = tables.read(round_.shard("scan", shard))
     anchors = tables.to_records(Anchor, tables.read(round_.shard("anchors", shard)))
     candidates = tables.to_records(Candidate, tables.read(round_.shard("candidates", shard)))
-    pairs, proposals = _pairs(roots, anchors, candidates, self.ground.chunk_tokens)
+    pairs, proposals = readings.pairs(read_roots(roots)[0], anchors, candidates, self.ground.chunk_tokens)
+    rows = choose_rows(self.config, roots, anchors, pairs, proposals, plan, self._filling())
+    scored = np.flatnonzero(rows["scored"].to_numpy())
+    pairs, proposals = [pairs[i] for i in scored], [proposals[i] for i in scored]
     bar.total += planned_tokens(pairs)
-    scores = verify(self.policy.scorer, pairs, self.config.max_anchors_per_root, bar.update)
-    tables.write(round_.shard("verify", shard), _score_table(pairs, proposals, scores, self.policy.step))
+    found = verify(self.policy.scorer, pairs, self.config.max_anchors_per_root, bar.update)
+    tables.write(round_.shard("rows", shard), rows)
+    tables.write(round_.shard("verify", shard), readings.verdicts(pairs, proposals, found, self.policy.step))
 
-  def _judge(self, round_: Round, shards: int) -> None:
-    """The round's tables up to the positives; `verdicts` is written last."""
+  def _judge(self, round_: Round, sequences: int, account: Ledger) -> None:
+    """The round's tables up to the positives; `judged.json` is written last."""
+    shards = account.shards
     _collect(round_, "scan", "roots", shards)
     anchors = _collect(round_, "anchors", "anchors", shards)
     if not anchors.num_rows:
@@ -171,38 +232,51 @@ class Screener:
                         f"{self.config.min_root_tokens} tokens: lower it or take longer documents")
       raise UserError(f"round {round_.index}: none of the {roots} roots has an "
                       f"anchor at screening.alpha = {self.config.alpha}: lower alpha or screen more roots")
-    control, rows = self._control_gains(round_, shards)
-    if not len(control) and (self.config.epsilon is None or self.config.control_margin is not None):
-      field = "epsilon_from_control" if self.config.epsilon is None else "control_margin"
-      raise UserError(f"round {round_.index}: no random chunk was left to verify beside the candidates, and screening."
-                      f"{field} needs some: use a larger corpus or a smaller screening.top_k")
-    epsilon, _ = judge.threshold(self.config, control)
-    kept, positives, best = [], [], -math.inf
+    control, rows = self._control(round_, shards)
+    self._check_control(round_, control)
+    limits = judge.thresholds(self.config, control)
+    kept, positives, costs = [], [], Costs(self.config.budget is not None)
+    best = -math.inf
     for i in range(shards):  # a root is in one shard whole
-      scores = tables.read(round_.shard("verify", i))
-      accepted = pa.array(judge.accepted(scores, epsilon, self.config.control_margin))
-      verdicts = scores.set_column(scores.schema.get_field_index("accepted"), "accepted", accepted)
+      roots, of_shard, scores = (tables.read(round_.shard(stage, i)) for stage in ("scan", "rows", "verify"))
+      accepted = judge.accepted(scores, limits)
+      verdicts = scores.set_column(scores.schema.get_field_index("accepted"), "accepted", pa.array(accepted))
       positives += judge.positives(verdicts)
       kept.append(verdicts if rows <= MOST_VERDICTS else judge.own_or_accepted(verdicts))
+      costs.enter(roots, of_shard, best_gains(of_shard, scores, accepted))
       gains = scores.filter(pc.equal(scores["kind"], "retrieved"))["gain"].to_numpy()
       best = max(best, np.max(gains, initial=-math.inf))
     if not positives:
       raise UserError(
-          f"round {round_.index}: of {rows - len(control)} verified (anchor, chunk) pairs none passes: the best gain "
-          f"is {'none' if best == -math.inf else format(best, '.3f')}, wanted above epsilon = {epsilon:.3f}; "
+          f"round {round_.index}: of {rows - control.num_rows} verified (anchor, chunk) pairs none passes: the best "
+          f"gain is {'none' if best == -math.inf else format(best, '.3f')}, wanted above epsilon = {limits.epsilon:.3f}"
+          f"{'' if limits.loss_margin is None else f' with a loss lower by {limits.loss_margin:.2f} nats'}; "
           f"{'raise screening.epsilon_from_control' if self.config.epsilon is None else 'lower screening.epsilon'}, "
           "screen more roots or use a larger corpus")
     tables.write(round_.table("positives"), tables.from_records(Positive, positives))
     tables.write(round_.table("verdicts"), pa.concat_tables(kept))
+    write_json(round_.judged_path, {
+        "asked": sequences, "shards": shards, "thresholds": dataclasses.asdict(limits), **costs.summary(),
+        "fed": account.filling.sequences >= sequences, "budget_spent": account.exhausted,
+        "promise": None if (plan := account.plan()) is None else plan.promise.weights.tolist()})
 
-  def _control_gains(self, round_: Round, shards: int) -> tuple[np.ndarray, int]:
-    """The gains of all random chunks, f64[n], and the number of all verdicts."""
-    control, rows = [np.zeros(0)], 0
+  def _check_control(self, round_: Round, control: pa.Table) -> None:
+    config = self.config
+    needs = {"epsilon_from_control": config.epsilon is None, "control_margin": config.control_margin is not None,
+             "loss_margin_from_control": config.evidence == "entropy_and_loss" and config.loss_margin is None}
+    field = next((name for name, needed in needs.items() if needed), None)
+    if field and not control.num_rows:
+      raise UserError(f"round {round_.index}: no random chunk was left to verify beside the candidates, and screening."
+                      f"{field} needs some: use a larger corpus or a smaller screening.top_k")
+
+  def _control(self, round_: Round, shards: int) -> tuple[pa.Table, int]:
+    """What the random chunks did, `ledger.CONTROL`, and the number of all verdicts."""
+    control, rows = [], 0
     for i in range(shards):
-      scores = tables.read(round_.shard("verify", i), ["kind", "gain"])
-      control.append(scores.filter(pc.equal(scores["kind"], "control"))["gain"].to_numpy())
+      scores = tables.read(round_.shard("verify", i), ["kind", *ledger.CONTROL])
+      control.append(scores.filter(pc.equal(scores["kind"], "control")).select(ledger.CONTROL))
       rows += scores.num_rows
-    return np.concatenate(control), rows
+    return pa.concat_tables(control), rows
 
   def _negatives(self, round_: Round) -> None:
     """Hard negatives; each process ranks those of its share of the roots."""
@@ -214,7 +288,7 @@ class Screener:
     roots, _ = read_roots(tables.read(round_.table("roots")))
     negatives = self.ground.retriever.negatives(
         [root for root in roots if root.doc_id in mine], [p for p in positives if p.doc_id in mine],
-        [pair for pair in rejected if pair[0] in mine], self.ground.sequence_length)
+        [pair for pair in rejected if pair[0] in mine], self.ground.synthesis)
     table = of_all_processes(tables.from_records(Negative, negatives))
     if hosts.is_first():
       tables.write(round_.table("negatives"), table)
@@ -225,9 +299,13 @@ class _AtOnce(Executor):
 
   def submit(self, function: Callable, /, *arguments) -> Future:
     """A finished future."""
-    future: Future = Future()
-    future.set_result(function(*arguments))
-    return future
+    return _finished(function(*arguments))
+
+
+def _finished(result=None) -> Future:
+  future: Future = Future()
+  future.set_result(result)
+  return future
 
 
 def of_all_processes(table: pa.Table) -> pa.Table:
@@ -237,57 +315,6 @@ def of_all_processes(table: pa.Table) -> pa.Table:
   parts = hosts.all_gather(np.frombuffer(tables.to_bytes(table), np.uint8))
   # In one piece, as a single process would have made it: how a file lies depends on the pieces.
   return pa.concat_tables([tables.from_bytes(part.tobytes()) for part in parts]).combine_chunks()
-
-
-def read_roots(table: pa.Table) -> tuple[list[Root], list[EntropyTrace]]:
-  """The roots and traces of a `roots` table (or scan shard)."""
-  roots, traces = [], []
-  for row in table.select(["doc_id", "start", "end", "tokens", "pieces", "entropy", "nll", "policy_step"]).to_pylist():
-    roots.append(Root(row["doc_id"], row["start"], row["end"], np.asarray(row["tokens"], np.int32),
-                      tuple(row["pieces"])))
-    traces.append(EntropyTrace(row["doc_id"], np.asarray(row["entropy"], np.float32),
-                               np.asarray(row["nll"], np.float32), row["policy_step"]))
-  return roots, traces
-
-
-def _pairs(roots, anchors, candidates, chunk_tokens):
-  """The (chunk, root) pairs of a shard, and for each pair {position: its own Candidate} ({} for a control)."""
-  root_of = {root.doc_id: root for root in roots}
-  positions: dict[str, list[int]] = {}
-  for anchor in anchors:
-    positions.setdefault(anchor.doc_id, []).append(anchor.position)
-  proposals: dict[tuple[str, str], dict] = {}
-  for candidate in candidates:
-    own = proposals.setdefault((candidate.doc_id, candidate.chunk_id), {})
-    if candidate.kind == "retrieved":
-      own[candidate.position] = candidate
-  pairs = [Pair(doc_id, root_of[doc_id].tokens, np.asarray(positions[doc_id], np.int32), chunk_tokens(chunk_id))
-           for doc_id, chunk_id in proposals]
-  return pairs, list(proposals.items())
-
-
-def _score_table(pairs, proposals, scores, policy_step: int) -> pa.Table:
-  """The verdicts of a shard before the threshold is known: `accepted` is false throughout."""
-  if not pairs:
-    return tables.from_records(Verdict, [])
-  counts = [len(pair.positions) for pair in pairs]
-  starts, rows = np.cumsum([0, *counts]), sum(counts)
-  before, after = (np.concatenate(entropies).astype(np.float64) for entropies in zip(*scores))
-  rank, similarity = np.full(rows, -1), np.full(rows, np.nan)
-  for start, pair, (_, own) in zip(starts, pairs, proposals):
-    for position, candidate in own.items():
-      row = start + np.searchsorted(pair.positions, position)
-      rank[row], similarity[row] = candidate.rank, candidate.similarity
-
-  def repeated(values):
-    return pa.array(values).take(pa.array(np.repeat(np.arange(len(values)), counts)))
-  return tables.from_columns(Verdict, {
-      "doc_id": repeated([doc_id for (doc_id, _), _ in proposals]),
-      "position": np.concatenate([pair.positions for pair in pairs]),
-      "chunk_id": repeated([chunk_id for (_, chunk_id), _ in proposals]),
-      "kind": repeated(["retrieved" if own else "control" for _, own in proposals]),
-      "rank": rank, "similarity": similarity, "entropy_before": before, "entropy_after": after,
-      "gain": (before - after) / before, "accepted": np.zeros(rows, bool), "policy_step": np.full(rows, policy_step)})
 
 
 def _collect(round_: Round, stage: str, name: str, shards: int) -> pa.Table:

@@ -7,25 +7,29 @@ import pyarrow.compute as pc
 from policylong import config as config_lib
 from policylong.screening import judge
 from policylong.storage import tables
-from policylong.storage.workdir import Round
+from policylong.storage.workdir import Round, read_json
 
 
 def summarise(config: config_lib.Screening, round_: Round, previous: Round | None) -> dict:
   """The round's summary for `screened.json`, `DONE.json` and the page; entropies in nats.
 
-  Acceptance is counted over (anchor, chunk) pairs: "own" pairs an anchor with what it retrieved itself,
-  "other" with what another anchor of its root retrieved, "retrieved" is both, "control" random chunks.
+  Acceptance is counted over the (anchor, chunk) pairs that were scored: "own" pairs an anchor with what it retrieved
+  itself, "other" with what another anchor of its root retrieved, "retrieved" is both, "control" random chunks. Of the
+  accepted ones "right" are those whose token became likelier too (`judge.right`).
   """
+  judged = read_json(round_.judged_path)
+  limits = judge.Thresholds(**judged["thresholds"])
   roots = tables.read(round_.table("roots"))
   anchors = tables.read(round_.table("anchors"))
-  verdicts = tables.read(round_.table("verdicts"), ["doc_id", "chunk_id", "kind", "rank", "gain", "accepted"])
+  verdicts = tables.read(round_.table("verdicts"), ["doc_id", "chunk_id", "kind", "rank", "gain", "nll_before",
+                                                     "nll_after", "accepted"])
   positives = tables.read(round_.table("positives"))
   entropy = roots["entropy"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
   entropy = entropy[~np.isnan(entropy)].astype(np.float64)
   retrieved = pc.equal(verdicts["kind"], "retrieved").to_numpy()
   ranks, gains = verdicts["rank"].to_numpy(), verdicts["gain"].to_numpy()
   accepted = verdicts["accepted"].to_numpy()
-  epsilon, source = judge.threshold(config, gains[~retrieved])
+  right = accepted & judge.right(verdicts, limits)
   own = retrieved & (ranks >= 0)
   pairs = {"own": int(own.sum()), "retrieved": _verified(anchors, verdicts.filter(pa.array(retrieved))),
            "control": int((~retrieved).sum())}
@@ -43,9 +47,13 @@ def summarise(config: config_lib.Screening, round_: Round, previous: Round | Non
                   "percentiles": {str(p): float(np.percentile(entropy, p)) for p in (5, 25, 50, 75, 95)}},
       "anchors": anchors.num_rows,
       "anchors_per_root": anchors.num_rows / roots.num_rows,
-      "epsilon": epsilon,
-      "epsilon_source": source,
-      "acceptance": {name: _rate(int(accepted[members].sum()), pairs[name]) for name, members in groups.items()},
+      "epsilon": limits.epsilon,
+      "epsilon_source": "control" if config.epsilon is None else "config",
+      "loss_margin": limits.loss_margin,
+      "acceptance": {name: _rate(int(accepted[members].sum()), pairs[name], int(right[members].sum()))
+                     for name, members in groups.items()},
+      **{name: judged[name] for name in ("shards", "tokens", "rows", "probe", "promise", "budget_spent")
+         if name in judged},
       "excluded": {name: int(pc.sum(anchors[name]).as_py()) for name in ("same_document", "near_copy")},
       "positives": positives.num_rows,
       "negatives": tables.read(round_.table("negatives")).num_rows,
@@ -56,9 +64,14 @@ def summarise(config: config_lib.Screening, round_: Round, previous: Round | Non
 
 
 def offpolicy_gap(rechecks: pa.Table) -> dict:
-  """How many of an earlier round's accepted dependencies a later policy would reject."""
-  rejected = int(pc.sum(rechecks["rejected"]).as_py() or 0)
-  return {"verified": rechecks.num_rows, "rejected": rejected, "share": rejected / max(1, rechecks.num_rows)}
+  """How many of an earlier round's accepted dependencies a later policy would reject; of right and of wrong ones."""
+  rejected, right = rechecks["rejected"].to_numpy(), rechecks["right_then"].to_numpy()
+
+  def gap(members: np.ndarray) -> dict:
+    count = int(members.sum())
+    return {"verified": count, "rejected": int((rejected & members).sum()),
+            "share": int((rejected & members).sum()) / max(1, count)}
+  return {**gap(np.ones(len(rejected), bool)), "right": gap(right), "wrong": gap(~right)}
 
 
 def _verified(anchors: pa.Table, retrieved: pa.Table) -> int:
@@ -68,8 +81,8 @@ def _verified(anchors: pa.Table, retrieved: pa.Table) -> int:
   return pc.sum(pc.multiply(of_root["count_all"], of_root["chunk_id_count_distinct"])).as_py() or 0
 
 
-def _rate(accepted: int, pairs: int) -> dict:
-  return {"pairs": pairs, "accepted": accepted, "rate": accepted / max(1, pairs)}
+def _rate(accepted: int, pairs: int, right: int) -> dict:
+  return {"pairs": pairs, "accepted": accepted, "rate": accepted / max(1, pairs), "right": right}
 
 
 def _overlap(now: pa.Table, before: pa.Table) -> dict:

@@ -1,13 +1,14 @@
-"""Does a chunk in front of the root really lower the entropy at its anchors?
+"""Does a chunk in front of the root really lower the entropy at its anchors, and the loss of the tokens there?
 
 The unit is a pair (chunk, root), never (chunk, anchor): one pass of [chunk ; root] reads all anchors of
-the root, so a root's candidates are scored against all its anchors for the price of the diagonal. The
-entropy before comes from the same program as the entropy after: the root alone is one more row of every
+the root, so a root's candidates are scored against all its anchors for the price of the diagonal. What was
+before comes from the same program as what is after: the root alone is one more row of every
 bucket that its pairs fall into, on the same window of the root.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,9 +33,20 @@ class Pair:
     return self.root[:int(self.positions.max()) + 1]
 
 
+class Reading(NamedTuple):
+  """A pair at its anchors, f32[len(positions)] each, in nats: without the chunk in front, and with it.
+
+  The entropy is that of the prediction of the anchor's token, the nll that of the token itself.
+  """
+  entropy_before: np.ndarray
+  entropy_after: np.ndarray
+  nll_before: np.ndarray
+  nll_after: np.ndarray
+
+
 def verify(scorer: Scorer, pairs: Sequence[Pair], most_positions: int,
-           progress: Callable[[int], None] = lambda tokens: None) -> list[tuple[np.ndarray, np.ndarray]]:
-  """Entropy before and after at each pair's anchors, in nats.
+           progress: Callable[[int], None] = lambda tokens: None) -> list[Reading]:
+  """What each pair's chunk does at the root's anchors.
 
   Args:
     scorer: the policy.
@@ -43,7 +55,7 @@ def verify(scorer: Scorer, pairs: Sequence[Pair], most_positions: int,
     progress: called with the number of tokens done since the last call.
 
   Returns:
-    For each pair (before f32[len(positions)], after f32[len(positions)]).
+    A reading for each pair.
   """
   rows: list[Row] = []
   alone: dict[tuple[str, int], int] = {}  # (root, bucket) -> row
@@ -56,9 +68,12 @@ def verify(scorer: Scorer, pairs: Sequence[Pair], most_positions: int,
   for key, bucket in alone:
     alone[key, bucket] = len(rows)
     rows.append(Row(first_of[key].window, first_of[key].positions, bucket))
-  entropies = scorer.entropies(rows, most_positions, progress)
-  return [(entropies[alone[pair.root_key, row.bucket]], entropies[i])
-          for i, (pair, row) in enumerate(zip(pairs, rows))]
+  scores = scorer.likelihoods(rows, most_positions, progress)
+  result = []
+  for pair, row, (entropy, nll) in zip(pairs, rows, scores):
+    entropy_before, nll_before = scores[alone[pair.root_key, row.bucket]]
+    result.append(Reading(entropy_before, entropy, nll_before, nll))
+  return result
 
 
 def planned_tokens(pairs: Sequence[Pair]) -> int:

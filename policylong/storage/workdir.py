@@ -10,6 +10,7 @@ The only module that knows the folder layout:
   rounds/<r>/*.parquet           tables for people, r = 1 .. rounds
   rounds/<r>/sequences/          array_record for training; selected/: those of them that it reads, where it chooses
   rounds/<r>/shards/             unfinished work, gone when the round is done
+  rounds/<r>/judged.json         thresholds and costs of its verdicts; written behind the tables up to them
   rounds/<r>/screened.json       what is known of the round before it trains
   rounds/<r>/DONE.json           counts, hashes, policy step; written last
   rounds/<r>/evaluation/         results.json of the policy after the round, and its answers; r = 0: of the base model
@@ -122,6 +123,15 @@ class Round:
   def shard(self, stage: str, index: int) -> epath.Path:
     """The output of one stage for one shard of the round's roots."""
     return self.directory / "shards" / f"{stage}-{index:05d}.parquet"
+
+  def shard_plan(self, group: int) -> epath.Path:
+    """How the shards of a group choose the rows that they score."""
+    return self.directory / "shards" / f"plan-{group:02d}.json"
+
+  @property
+  def judged_path(self) -> epath.Path:
+    """The round's thresholds and costs, written when its verdicts and positives are there."""
+    return self.directory / "judged.json"
 
   @property
   def sequences(self) -> epath.Path:

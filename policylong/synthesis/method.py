@@ -61,19 +61,20 @@ class Library(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Screened:
-  """What the policy said of the round's roots; filler and chunk_tokens as in `policylong.synthesize`."""
+  """What the policy said of the round's roots; the other fields as in `policylong.synthesize`."""
   roots: Sequence[Root]
   positives: Sequence[Positive]
   negatives: Sequence[Negative]
   chunk_tokens: ChunkTokens
   filler: Filler
+  negatives_per_positive: int | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
   """A round as a method sees it.
 
-  length: L. count: how many sequences the round's training reads; a method that needs no policy makes no more.
+  length: L. count: how many sequences the round's training reads; a method makes no more.
   screened: None where the method does not ask the policy.
   """
   seed: int

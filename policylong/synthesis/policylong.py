@@ -17,17 +17,20 @@ from policylong.synthesis.method import Inputs
 
 
 def sequences(inputs: Inputs) -> Iterator[LongSequence]:
-  """The sequences of a screened round; see `synthesize`, which also says what it raises."""
+  """As many sequences of a screened round as its training reads; see `synthesize`, which also says what it raises."""
   screened = inputs.screened
-  return synthesize(
+  made = synthesize(
       screened.roots, screened.positives, screened.negatives, chunk_tokens=screened.chunk_tokens,
-      filler=screened.filler, separator=inputs.library.separator, sequence_length=inputs.length, seed=inputs.seed,
-      round_index=inputs.round_index, policy_step=inputs.policy_step)
+      filler=screened.filler, separator=inputs.library.separator, sequence_length=inputs.length,
+      negatives_per_positive=screened.negatives_per_positive, seed=inputs.seed, round_index=inputs.round_index,
+      policy_step=inputs.policy_step)
+  return itertools.islice(made, inputs.count)
 
 
 def synthesize(roots: Iterable[Root], positives: Iterable[Positive], negatives: Iterable[Negative], *,
                chunk_tokens: ChunkTokens, filler: Filler, separator: np.ndarray, sequence_length: int,
-               seed: int, round_index: int, policy_step: int) -> Iterator[LongSequence]:
+               negatives_per_positive: int | None, seed: int, round_index: int, policy_step: int
+               ) -> Iterator[LongSequence]:
   """Makes the training sequences of one round, in the order of the roots.
 
   A root without positives makes no block. A block takes the root's positives by gain, best first, then
@@ -44,6 +47,7 @@ def synthesize(roots: Iterable[Root], positives: Iterable[Positive], negatives: 
     filler: (doc id, n) -> the first n random chunks for a root; fewer if the corpus has no more.
     separator: int32 tokens that follow a root which is not the sequence's last.
     sequence_length: L.
+    negatives_per_positive: that a positive brings at most; None: as many as fit.
     policy_step: of the policy that chose the contexts; kept in every span.
 
   Raises:
@@ -66,7 +70,7 @@ def synthesize(roots: Iterable[Root], positives: Iterable[Positive], negatives: 
       draft = empty()
     if not draft.admits(root, best):
       continue
-    draft.add(root, itertools.chain(best, _in_turn(own, negatives_of.get(root.doc_id, ()))))
+    draft.add(root, itertools.chain(best, _in_turn(own, negatives_of.get(root.doc_id, ()), negatives_per_positive)))
     if draft.full:
       yield draft.finish(filler, order, policy_step)
       draft = empty()
@@ -74,8 +78,8 @@ def synthesize(roots: Iterable[Root], positives: Iterable[Positive], negatives: 
     yield draft.finish(filler, order, policy_step)
 
 
-def _in_turn(positives: Sequence[Positive], negatives: Iterable[Negative]) -> Iterator[Context]:
-  """Negatives round-robin over the chunks that they are negatives of.
+def _in_turn(positives: Sequence[Positive], negatives: Iterable[Negative], most: int | None) -> Iterator[Context]:
+  """Negatives round-robin over the chunks that they are negatives of, `most` of each.
 
   The turns go through the positives by gain, then through other chunks (rejected candidates) in the
   order in which they come; within one, by rank. A chunk that was offered is passed over within a turn.
@@ -85,7 +89,10 @@ def _in_turn(positives: Sequence[Positive], negatives: Iterable[Negative]) -> It
     queues.setdefault(negative.of_chunk, []).append(negative)
   offered = {positive.chunk_id for positive in positives}
   turns = [iter(sorted(queue, key=lambda negative: negative.rank)) for queue in queues.values()]
-  while turns:
+  rounds = itertools.count() if most is None else range(most)
+  for _ in rounds:
+    if not turns:
+      break
     going = []
     for turn in turns:
       negative = next((n for n in turn if n.chunk_id not in offered), None)

@@ -19,6 +19,7 @@ from policylong.model import hf
 from policylong.model.tokenizer import load_tokenizer
 from policylong.retrieval.embedders import make_embedder
 from policylong.retrieval.store import open_index
+from policylong.screening.promise import Promise
 from policylong.screening.retrieve import Retriever
 from policylong.screening.scorer import Policy, Scorer
 from policylong.screening.screen import Ground, Screener
@@ -75,8 +76,9 @@ def screened(material, tmp_path_factory):
   screening = config_lib.Screening(
       roots_per_round=2, root_tokens=128, min_root_tokens=32, skip_tokens=16, alpha=1.0, max_anchors_per_root=12,
       query_window=16, top_k=3, near_copy_ngram=13, control_chunks=3, epsilon=0.4, epsilon_from_control=None,
-      control_margin=None, negatives="positives", negatives_per_positive=4, max_chunk_tokens=256, bucket_multiple=128,
-      tokens_per_batch=512, roots_per_shard=1)
+      control_margin=None, evidence="entropy", loss_margin=None, loss_margin_from_control=None, budget=None,
+      probe_share=0.0, negatives="positives", max_chunk_tokens=256, bucket_multiple=128, tokens_per_batch=512,
+      roots_per_shard=1)
   corpus = open_corpus(config_lib.Corpus(sources, ("roots",), 2048, str(folder / "cache")))
   embedder = make_embedder(retrieval)
   index = open_index(corpus, embedder, retrieval, str(folder / "cache"), 0)
@@ -87,9 +89,10 @@ def screened(material, tmp_path_factory):
   scorer = Scorer(hf.load_params(path, model, np.dtype("float32")), model, mesh, dtype="bfloat16",
                   tokens_per_batch=screening.tokens_per_batch, bucket_multiple=screening.bucket_multiple)
   round_ = Workdir(folder / "run").round(1)
-  ground = Ground(screening, 0, ("roots",), corpus, tokenizer, chunk_tokens,
-                  Retriever(screening, 0, corpus, embedder, index, chunk_tokens), 1024)
-  Screener(ground, Policy(0, scorer)).screen(round_)
+  synthesis = config_lib.Synthesis(sequence_length=1024, separator="\n\n", negatives_per_positive=1)
+  ground = Ground(screening, synthesis, 2048, 0, ("roots",), corpus, tokenizer, chunk_tokens,
+                  Retriever(screening, 0, corpus, embedder, index, chunk_tokens))
+  Screener(ground, Policy(0, scorer)).screen(round_, 2, Promise.first())
 
   def named(table):
     rows = tables.read(round_.table(table)).to_pylist()

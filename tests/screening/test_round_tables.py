@@ -8,14 +8,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from policylong.config import Synthesis
 from policylong.records import Anchor, Candidate, Negative, Positive, Root, Verdict
 from policylong.retrieval.exact import ExactIndex
-from policylong.screening import judge, screen
+from policylong.screening import judge, readings, screen
+from policylong.screening.ledger import Ledger
+from policylong.screening.promise import Promise
 from policylong.screening.retrieve import Retriever
+from policylong.screening.rows import choose_rows
 from policylong.screening.summary import summarise
-from policylong.screening.verify import Pair
+from policylong.screening.verify import Pair, Reading
 from policylong.storage import tables
 from policylong.storage.workdir import Workdir
+from policylong.synthesis.filling import Filling
 from tests.training.tiny_training import whole_config
 
 SCREENING = dataclasses.replace(whole_config().screening, control_chunks=2)
@@ -28,7 +33,8 @@ def scored_shard(number, rng):
   for i in range(ROOTS_OF_SHARD):
     doc_id = f"letters/{number}-{i}"
     places = np.sort(rng.choice(np.arange(1, 40), rng.integers(0, 5), replace=False))
-    roots.append((doc_id, "letters", 0, 9, [1] * 40, ["a"] * 40, [np.nan, *rng.random(39)], [1.0] * 40, 0.5, 7))
+    roots.append((ROOTS_OF_SHARD * number + i, doc_id, "letters", 0, 9, [1] * 40, ["a"] * 40,
+                  [np.nan, *rng.random(39)], [1.0] * 40, 0.5, 7))
     anchors += [Anchor(doc_id, int(t), "a", "a", 3.0, 0.5, 0, 0, 7) for t in places]
     own = [(f"entries/{number}-{i}#{c}-9", int(t), rank) for rank, t in itertools.product(range(2), places)
            for c in rng.integers(0, 6, 1)]
@@ -39,7 +45,9 @@ def scored_shard(number, rng):
       pairs.append(Pair(doc_id, np.ones(40, np.int32), places.astype(np.int32), np.ones(3, np.int32)))
       proposals[doc_id, chunk] = candidates
       before = 3 + rng.random(len(places), np.float32)
-      scores.append((before, before * rng.uniform(0.4, 1.1, len(places)).astype(np.float32)))
+      nll = 4 + rng.random(len(places), np.float32)
+      scores.append(Reading(before, before * rng.uniform(0.4, 1.1, len(places)).astype(np.float32), nll,
+                            nll + rng.uniform(-3, 1, len(places)).astype(np.float32)))
   return roots, anchors, pairs, list(proposals.items()), scores
 
 
@@ -49,14 +57,20 @@ def judged(tmp_path, monkeypatch):
   def judge_round(most, **settings):
     monkeypatch.setattr(screen, "MOST_VERDICTS", most)
     round_, rng = Workdir(tmp_path / f"{most}-{settings}").round(1), np.random.default_rng(0)
-    for number in range(SHARDS):
-      roots, anchors, *scored = scored_shard(number, rng)
-      tables.write(round_.shard("scan", number),
-                   pa.table([list(column) for column in zip(*roots)], schema=screen._ROOTS_SCHEMA))
-      tables.write(round_.shard("anchors", number), tables.from_records(Anchor, anchors))
-      tables.write(round_.shard("verify", number), screen._score_table(*scored, 7))
     config = dataclasses.replace(SCREENING, **{"epsilon": 0.4, "epsilon_from_control": None, **settings})
-    screen.Screener(screen.Ground(config, 0, (), *[None] * 4, 64), None)._judge(round_, SHARDS)
+    filling = Filling(64, 0, None)
+    account = Ledger(config, filling, 64, Promise.first())
+    for number in range(SHARDS):
+      roots, anchors, pairs, proposals, scores = scored_shard(number, rng)
+      shard = {"scan": pa.table([list(column) for column in zip(*roots)], schema=readings.ROOTS),
+               "verify": readings.verdicts(pairs, proposals, scores, 7)}
+      shard["rows"] = choose_rows(config, shard["scan"], anchors, pairs, proposals, None, filling)
+      for stage, table in shard.items():
+        tables.write(round_.shard(stage, number), table)
+      tables.write(round_.shard("anchors", number), tables.from_records(Anchor, anchors))
+      account.enter(shard["scan"], shard["rows"], shard["verify"])
+    ground = screen.Ground(config, None, 64, 0, (), *[None] * 4)
+    screen.Screener(ground, None)._judge(round_, 1, account)
     tables.write(round_.table("negatives"), tables.from_records(Negative, []))
     return round_, summarise(config, round_, None)
   return judge_round
@@ -64,17 +78,18 @@ def judged(tmp_path, monkeypatch):
 
 def test_the_verdicts_of_a_shard_are_those_of_its_entropies():
   _, _, pairs, proposals, scores = scored_shard(0, np.random.default_rng(1))
-  rows = iter(screen._score_table(pairs, proposals, scores, 7).to_pylist())
-  for pair, ((doc_id, chunk_id), own), (before, after) in zip(pairs, proposals, scores, strict=True):
-    for t, h0, h1 in zip(pair.positions.tolist(), before.tolist(), after.tolist(), strict=True):
+  rows = iter(readings.verdicts(pairs, proposals, scores, 7).to_pylist())
+  for pair, ((doc_id, chunk_id), own), reading in zip(pairs, proposals, scores, strict=True):
+    for t, h0, h1, l0, l1 in zip(pair.positions.tolist(), *(values.tolist() for values in reading), strict=True):
       row, mine = next(rows), own.get(t)
       assert (row["doc_id"], row["chunk_id"], row["position"]) == (doc_id, chunk_id, t)
       assert row["kind"] == ("retrieved" if own else "control") and row["rank"] == (mine.rank if mine else -1)
       assert row["similarity"] == 0.5 if mine else np.isnan(row["similarity"])
       assert (row["entropy_before"], row["entropy_after"], row["gain"]) == (h0, h1, (h0 - h1) / h0)
+      assert (row["nll_before"], row["nll_after"]) == (l0, l1)
       assert row["accepted"] is False and row["policy_step"] == 7
   assert next(rows, None) is None
-  assert screen._score_table([], [], [], 7).schema == tables.from_records(Verdict, []).schema
+  assert readings.verdicts([], [], [], 7).schema == tables.from_records(Verdict, []).schema
 
 
 @pytest.mark.parametrize("settings", [{}, {"control_margin": 0.1}, {"epsilon": None, "epsilon_from_control": 0.1}])
@@ -106,6 +121,10 @@ def test_each_accepted_chunk_is_a_positive_of_its_root_once_where_it_gains_most(
   assert keys == sorted(keys)  # root after root, best first
 
 
+def sequences_of(length, negatives=None):
+  return Synthesis(sequence_length=length, separator="", negatives_per_positive=negatives)
+
+
 CHUNK, DOCUMENTS, SIZE = 10, 60, 4  # tokens of a chunk; documents, and chunks of each
 
 
@@ -125,14 +144,15 @@ def library():
 @pytest.mark.parametrize("cap", [3, 1000])
 def test_a_root_gets_the_chunks_nearest_to_its_positives_several_times_its_room(library, cap, monkeypatch):
   corpus, vectors = library
-  config = dataclasses.replace(SCREENING, negatives="positives", negatives_per_positive=cap)
+  config = dataclasses.replace(SCREENING, negatives="positives")
+  monkeypatch.setattr("policylong.screening.retrieve._MOST", cap)
   embedder = types.SimpleNamespace(embed_documents=lambda texts: vectors[[int(text) for text in texts]])
   retriever = Retriever(config, 0, corpus, embedder, ExactIndex(vectors), lambda chunk_id: np.zeros(CHUNK, np.int32))
   roots = [Root(f"d{i}", 0, 9, np.zeros(20, np.int32), ("a",) * 20) for i in (5, 2, 9)]
   rows = {"d5": [100], "d2": [50, 51, 70, 110, 130], "d9": list(range(100, 120))}  # the last fill the sequence
   positives = [Positive(doc_id, f"d{row // SIZE}#{row}-9", 3, 0.5) for doc_id, own in rows.items() for row in own]
   monkeypatch.setattr("policylong.screening.retrieve._BLOCK", 2)
-  found = retriever.negatives(roots, positives, [], 200)
+  found = retriever.negatives(roots, positives, [], sequences_of(200))
   # (200 - 20 - 10) tokens of room are 17 chunks, 130 are 13; four times that, over the positives
   wanted = {"d5": min(cap, 68), "d2": min(cap, 11), "d9": 0}
   expected = []
@@ -145,15 +165,16 @@ def test_a_root_gets_the_chunks_nearest_to_its_positives_several_times_its_room(
   assert len(expected) == wanted["d5"] + 5 * wanted["d2"]
 
 
-def test_refused_candidates_are_dealt_out_behind_the_similar_chunks(library):
+def test_refused_candidates_are_dealt_out_behind_the_similar_chunks(library, monkeypatch):
   corpus, vectors = library
-  config = dataclasses.replace(SCREENING, negatives="both", negatives_per_positive=2)
+  config = dataclasses.replace(SCREENING, negatives="both")
+  monkeypatch.setattr("policylong.screening.retrieve._MOST", 2)
   embedder = types.SimpleNamespace(embed_documents=lambda texts: vectors[[int(text) for text in texts]])
   retriever = Retriever(config, 0, corpus, embedder, ExactIndex(vectors), lambda chunk_id: np.zeros(CHUNK, np.int32))
   roots = [Root(f"d{i}", 0, 9, np.zeros(20, np.int32), ("a",) * 20) for i in (5, 2)]
   positives = [Positive(doc_id, f"d25#{row}-9", 3, 0.5) for doc_id, row in (("d5", 100), ("d5", 101), ("d2", 102))]
   rejected = [("d2", "d30#120-9"), *(("d5", f"d31#{row}-9") for row in range(124, 130))]
-  found = retriever.negatives(roots, positives, rejected, 200)
+  found = retriever.negatives(roots, positives, rejected, sequences_of(200))
   assert [n.doc_id for n in found] == ["d5"] * 8 + ["d2"] * 3
   dealt = [(n.chunk_id, n.of_chunk, n.rank) for n in found if np.isnan(n.similarity)]
   assert dealt == [("d31#124-9", "d25#100-9", 2), ("d31#125-9", "d25#101-9", 2), ("d31#126-9", "d25#100-9", 3),

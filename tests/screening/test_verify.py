@@ -60,18 +60,20 @@ def test_a_pass_scores_all_anchors_of_a_root_as_one_row_an_anchor_would(params, 
     root = rng.integers(0, 211, 30).astype(np.int32)
     positions = np.sort(rng.choice(np.arange(1, len(root)), 4 + r, replace=False)).astype(np.int32)
     pairs += [Pair(f"root{r}", root, positions, rng.integers(0, 211, n).astype(np.int32)) for n in (5, 21)]
-  for pair, (before, after) in zip(pairs, verify(scorer, pairs, most_positions=8)):
-    alone, _ = _plain_entropy(params, pair.root)
-    joined, _ = _plain_entropy(params, np.concatenate([pair.chunk, pair.root]))
-    np.testing.assert_allclose(before, alone[pair.positions - 1], atol=TOLERANCE)
-    np.testing.assert_allclose(after, joined[pair.positions - 1 + len(pair.chunk)], atol=TOLERANCE)
+  for pair, read in zip(pairs, verify(scorer, pairs, most_positions=8)):
+    alone = _plain_entropy(params, pair.root)
+    joined = _plain_entropy(params, np.concatenate([pair.chunk, pair.root]))
+    for before, after, one, both in zip(read[::2], read[1::2], alone, joined):  # entropies, then losses
+      np.testing.assert_allclose(before, one[pair.positions - 1], atol=TOLERANCE)
+      np.testing.assert_allclose(after, both[pair.positions - 1 + len(pair.chunk)], atol=TOLERANCE)
 
 
 def test_an_empty_context_changes_nothing_at_all(scorer):
   root = np.random.default_rng(2).integers(0, 211, 40).astype(np.int32)
   pair = Pair("root", root, np.array([7, 39], np.int32), np.zeros(0, np.int32))
-  ((before, after),) = verify(scorer, [pair], most_positions=2)
-  assert before.tolist() == after.tolist()
+  (read,) = verify(scorer, [pair], most_positions=2)
+  assert read.entropy_before.tolist() == read.entropy_after.tolist()
+  assert read.nll_before.tolist() == read.nll_after.tolist()
 
 
 def test_what_follows_the_last_anchor_does_not_matter(scorer):

@@ -27,9 +27,11 @@ class World:
     order = np.random.default_rng(sum(doc_id.encode())).permutation(len(self.ids))
     return [self.ids[i] for i in order if not self.ids[i].startswith(doc_id + "#")][:n]
 
-  def synthesize(self, roots, positives, negatives, length, seed=0, round_index=1, policy_step=17):
+  def synthesize(self, roots, positives, negatives, length, seed=0, round_index=1, policy_step=17,
+                 negatives_per_positive=None):
     return list(synthesize(roots, positives, negatives, chunk_tokens=self.tokens.__getitem__, filler=self.filler,
-                           separator=self.separator, sequence_length=length, seed=seed, round_index=round_index,
+                           separator=self.separator, sequence_length=length,
+                           negatives_per_positive=negatives_per_positive, seed=seed, round_index=round_index,
                            policy_step=policy_step))
 
 

@@ -40,9 +40,10 @@ def whole_config(rounds=2, **changes) -> config_lib.Config:
       screening=config_lib.Screening(
           roots_per_round=4, root_tokens=16, min_root_tokens=8, skip_tokens=2, alpha=1.0, max_anchors_per_root=4,
           query_window=4, top_k=2, near_copy_ngram=13, control_chunks=0, epsilon=0.4, epsilon_from_control=None,
-          control_margin=None, negatives="positives", negatives_per_positive=1, max_chunk_tokens=16,
-          bucket_multiple=8, tokens_per_batch=64, roots_per_shard=2),
-      synthesis=config_lib.Synthesis(sequence_length=LENGTH, separator=""),
+          control_margin=None, evidence="entropy", loss_margin=None, loss_margin_from_control=None, budget=None,
+          probe_share=0.0, negatives="positives", max_chunk_tokens=16, bucket_multiple=8, tokens_per_batch=64,
+          roots_per_shard=2),
+      synthesis=config_lib.Synthesis(sequence_length=LENGTH, separator="", negatives_per_positive=None),
       training=training_config(**changes), mesh=config_lib.Mesh(data=1, fsdp=1, context=1, tensor=1),
       report=config_lib.Report(roots=1, anchors_per_root=1))
 

@@ -1,0 +1,101 @@
+"""The rows of a shard: chunks in front of roots, what each would score, and which are scored."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from policylong import config as config_lib
+from policylong.padding import bucket
+from policylong.records import Anchor
+from policylong.screening import budget
+from policylong.screening.ledger import Plan
+from policylong.screening.promise import FEATURES, features, token_rarity
+from policylong.screening.readings import Proposal
+from policylong.screening.verify import Pair
+from policylong.synthesis.filling import Filling
+
+# A row is a chunk in front of a root. tokens: of both, up to the last anchor; padded: the length it is scored in.
+# probe: of a root whose rows are all scored; chosen: by the rule of the budget; control rows are scored always.
+ROWS = pa.schema([
+    ("doc_id", pa.string()), ("chunk_id", pa.string()), ("control", pa.bool_()), ("root_tokens", pa.int64()),
+    ("chunk_tokens", pa.int64()), ("tokens", pa.int64()), ("padded", pa.int64()), ("anchors", pa.int64()),
+    ("probe", pa.bool_()), ("chosen", pa.bool_()), ("scored", pa.bool_()), ("promise", pa.float64()),
+    ("features", pa.list_(pa.float32(), len(FEATURES)))])
+
+
+def choose_rows(config: config_lib.Screening, roots: pa.Table, anchors: Sequence[Anchor], pairs: Sequence[Pair],
+                proposals: Sequence[Proposal], plan: Plan | None, filling: Filling) -> pa.Table:
+  """The `ROWS` of a shard.
+
+  Args:
+    config: of the screening.
+    roots: of the shard, `readings.ROOTS`.
+    anchors: of these roots.
+    pairs, proposals: see `readings.pairs`.
+    plan: None scores every row.
+    filling: tells what a root and its positives give to training.
+  """
+  count = len(pairs)
+  control = np.array([not own for _, own in proposals], bool)
+  chunk_tokens = np.array([len(pair.chunk) for pair in pairs], np.int64)
+  tokens = chunk_tokens + np.array([len(pair.window) for pair in pairs], np.int64)
+  columns = {
+      "doc_id": [doc_id for (doc_id, _), _ in proposals], "chunk_id": [chunk_id for (_, chunk_id), _ in proposals],
+      "control": control, "root_tokens": np.array([len(pair.root) for pair in pairs], np.int64),
+      "chunk_tokens": chunk_tokens, "tokens": tokens,
+      "padded": np.array([bucket(int(n), config.bucket_multiple) for n in tokens], np.int64),
+      "anchors": np.array([len(pair.positions) for pair in pairs], np.int64)}
+  probe, chosen = np.zeros(count, bool), ~control
+  promise, known = np.full(count, math.nan), pa.nulls(count, ROWS.field("features").type)
+  if plan is not None and count:
+    numbers = dict(zip(roots["doc_id"].to_pylist(), roots["number"].to_pylist()))
+    probe = np.array([budget.is_probe(numbers[doc_id], config.probe_share) for doc_id in columns["doc_id"]])
+    values = _features(config, anchors, pairs, proposals)
+    promise = np.where(control, math.nan, plan.promise(values))
+    known = pa.FixedSizeListArray.from_arrays(values.reshape(-1), len(FEATURES))
+    chosen = _chosen(roots, columns, probe, promise, plan.rate, filling)
+  return pa.table({**columns, "probe": probe, "chosen": chosen, "scored": probe | chosen | control,
+                   "promise": promise, "features": known}, schema=ROWS)
+
+
+def _features(config: config_lib.Screening, anchors: Sequence[Anchor], pairs: Sequence[Pair],
+              proposals: Sequence[Proposal]) -> np.ndarray:
+  """float32[rows, F]; zeros for controls."""
+  entropy: dict[str, list[float]] = {}
+  for anchor in anchors:
+    entropy.setdefault(anchor.doc_id, []).append(anchor.entropy)
+  chunks = list({chunk_id: pair.chunk for pair, ((_, chunk_id), _) in zip(pairs, proposals)}.values())
+  size = 1 + max(int(tokens.max(initial=0)) for tokens in [*chunks, *(pair.root for pair in pairs)])
+  rarity = token_rarity(chunks, size)
+  rows: dict[str, list[int]] = {}
+  for i, ((doc_id, _), own) in enumerate(proposals):
+    if own:
+      rows.setdefault(doc_id, []).append(i)
+  result = np.zeros((len(pairs), len(FEATURES)), np.float32)
+  for doc_id, own in rows.items():
+    pair = pairs[own[0]]
+    result[own] = features(pair.root, pair.positions, np.array(entropy[doc_id]), config.query_window,
+                           [(pairs[i].chunk, proposals[i][1]) for i in own], rarity)
+  return result
+
+
+def _chosen(roots: pa.Table, columns: dict, probe: np.ndarray, promise: np.ndarray, rate: float, filling: Filling
+            ) -> np.ndarray:
+  """bool[rows]: the rule's choice among the retrieved rows, also for the roots of the probe."""
+  control, tokens = columns["control"], columns["tokens"]
+  number = {doc_id: i for i, doc_id in enumerate(roots["doc_id"].to_pylist())}
+  root = np.array([number[doc_id] for doc_id in columns["doc_id"]])
+  root_tokens = pc.list_value_length(roots["tokens"]).to_numpy()
+  fixed = root_tokens.astype(np.float64)  # the scan
+  np.add.at(fixed, root[control], tokens[control])
+  alone = np.zeros(len(number))
+  np.maximum.at(alone, root, tokens - columns["chunk_tokens"])
+  retrieved = np.flatnonzero(~control)
+  rows = budget.Rows(root[retrieved], tokens[retrieved], columns["chunk_tokens"][retrieved], promise[retrieved],
+                     probe[retrieved], root_tokens, fixed + alone)
+  chosen = np.zeros(len(root), bool)
+  chosen[retrieved] = budget.choose(rows, rate, filling)
+  return chosen
