@@ -37,9 +37,10 @@ def small_config(folder: pathlib.Path):
   config.retrieval.embedder, config.retrieval.embedder_path, config.retrieval.embedder_sha256 = "hashed", "", ""
   config.retrieval.index = "exact"
   config.screening.update({
-      "roots_per_round": 6, "roots_per_shard": 2, "root_tokens": 64, "min_root_tokens": 32, "max_anchors_per_root": 4,
+      # More roots than a round needs, and fewer rows than they have.
+      "roots_per_round": 12, "roots_per_shard": 2, "budget": 4.0, "probe_share": 0.25, "root_tokens": 64, "min_root_tokens": 32, "max_anchors_per_root": 4,
       "max_chunk_tokens": 64, "tokens_per_batch": 512, "control_chunks": 3, "epsilon_from_control": 0.25})
-  config.synthesis.sequence_length = 256
+  config.synthesis.update({"sequence_length": 256, "negatives_per_positive": 1})
   config.training.update({"steps_per_round": 4, "batch_size": 2, "checkpoint_every": 2, "peak_learning_rate": 1e-2,
                           "compute_dtype": "float32"})
   config.model.scoring_dtype = "float32"
@@ -84,6 +85,7 @@ def write_talks(path: pathlib.Path, count: int = 24) -> None:
 def _die_at(kill: str) -> None:
   """Wraps the functions that finish a stage's piece of work, so that one of their calls kills the process."""
   from policylong.evaluation import results
+  from policylong.screening import screen
   from policylong.storage import tables, workdir
   from policylong.synthesis import storage
   from policylong.training.metrics import MetricsLog
@@ -107,6 +109,8 @@ def _die_at(kill: str) -> None:
 
   if stage in ("scan", "candidates", "verify", "verdicts", "negatives", "offpolicy", "gaps"):
     tables.write = dying(tables.write, named(stage), before=True)
+  elif stage in ("plan", "judged"):
+    screen.write_json = dying(screen.write_json, named(stage), before=True)
   elif stage == "between":  # the round is trained; its marker is not there yet, or just is
     workdir.write_json = dying(workdir.write_json, named("DONE"), before=int(call) == 1)
   elif stage == "final":  # the run is done, and its page is not written again yet
