@@ -1,0 +1,220 @@
+"""What a budget buys: tokens scored for what training reads, against the screening that verifies everything.
+
+  python -m benchmarks.screening [--worlds=planted,code,speeches] [--workdir=runs/screening]
+
+Each world's roots are verified in full once, every row, by the real programs; what was read is kept in the work
+directory, and all that follows chooses among these readings with the real `Screener`. A right positive is a chunk
+that passes by entropy and loss at some anchor of its root.
+
+  before: every row of every root that the round may ask for, positives by entropy alone, each root filled up with as
+          many negatives as fit, of which training reads the first sequences: how this project screened at first.
+  after:  rounds that stop when they are fed, within a budget, by entropy and loss, one negative a positive.
+
+Then, with the order of the roots drawn ten times, a budget that scores 30% of the rows: what share of the right
+positives of all rows it finds, and whether the probe's 95% interval holds that share.
+Hardware: 2 CPU cores, half an hour, nearly all of it the full verification.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import shutil
+
+import numpy as np
+
+from benchmarks import screening_worlds
+from policylong.padding import bucket
+from policylong.records import Negative, Positive
+from policylong.screening import judge, screen
+from policylong.screening.promise import Promise
+from policylong.screening.readings import read_roots
+from policylong.screening.scorer import Policy
+from policylong.storage import tables
+from policylong.storage.workdir import Workdir, read_json
+from policylong.synthesis.policylong import synthesize
+
+SEEDS = 10
+ROWS = 0.3  # of all, for the second table
+MANY = 10**9
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--worlds", default=",".join(screening_worlds.WORLDS))
+  parser.add_argument("--workdir", default="runs/screening", type=pathlib.Path)
+  options = parser.parse_args()
+  for name in options.worlds.split(","):
+    world = screening_worlds.WORLDS[name](options.workdir)
+    known = Known(world, options.workdir / name)
+    print(f"\n{name}: {known.describe()}", flush=True)
+    before, after = known.before(), known.after()
+    print(f"  before {before}\n  after  {after}\n  {before.price / after.price:.1f} times fewer tokens scored for each "
+          f"token of a right positive that training reads", flush=True)
+    found = [known.at_share_of_rows(ROWS, seed) for seed in range(SEEDS)]
+    print(f"  {np.mean([one['rows'] for one in found]):.0%} of the rows find "
+          f"{np.mean([one['share'] for one in found]):.0%} of the right positives "
+          f"({min(one['share'] for one in found):.0%} to {max(one['share'] for one in found):.0%}); the probe's interval "
+          f"holds the share in {sum(one['low'] <= one['share'] <= one['high'] for one in found)} of {SEEDS} orders")
+
+
+@dataclasses.dataclass(frozen=True)
+class Bought:
+  """A round: what it scored, and the tokens of its sequences that training reads, and of right positives in them."""
+  scored: int
+  roots: int
+  sequences: int
+  positives: int
+  right: int
+  trained: int
+
+  @property
+  def price(self) -> float:
+    """Tokens scored for each token of a right positive."""
+    return self.scored / max(1, self.right)
+
+  def __str__(self) -> str:
+    return (f"{self.scored:,} tokens scored of {self.roots} roots, {self.scored / self.trained:.1f} for each token that "
+            f"training reads; {self.sequences} sequences, positives {self.positives / self.trained:.0%} of their "
+            f"tokens, right ones {self.right / self.trained:.0%}; {self.price:.1f} scored for each token of a right one")
+
+
+class KnownScorer:
+  """Answers what a round has read already, by the tokens of a row."""
+
+  def __init__(self, bucket):
+    self.bucket, self._traces, self._rows = bucket, {}, {}
+
+  def learn(self, roots, verdicts, chunk_tokens) -> None:
+    """The rows of a shard."""
+    of_root = {}
+    for root, trace in zip(*read_roots(roots)):
+      self._traces[root.tokens.tobytes()] = trace.entropy, trace.nll
+      of_root[root.doc_id] = root.tokens
+    names = ("entropy_before", "entropy_after", "nll_before", "nll_after")
+    read = np.stack([verdicts[name].to_numpy().astype(np.float32) for name in names])
+    positions = verdicts["position"].to_numpy()
+    for (doc_id, chunk_id), rows in rows_of(verdicts).items():
+      window = of_root[doc_id][:positions[rows].max() + 1]
+      self._rows[window.tobytes()] = read[0, rows], read[2, rows]
+      self._rows[np.concatenate([chunk_tokens(chunk_id), window]).tobytes()] = read[1, rows], read[3, rows]
+
+  def traces(self, rows, progress):
+    """As `Scorer`'s."""
+    return [self._traces[np.asarray(row, np.int32).tobytes()] for row in rows]
+
+  def likelihoods(self, rows, most_positions, progress):
+    """As `Scorer`'s."""
+    return [self._rows[row.tokens.tobytes()] for row in rows]
+
+
+def rows_of(verdicts) -> dict[tuple[str, str], slice]:
+  """{(doc id, chunk id): its verdicts}, which stand together."""
+  keys = list(zip(verdicts["doc_id"].to_pylist(), verdicts["chunk_id"].to_pylist()))
+  starts = [i for i in range(len(keys)) if not i or keys[i] != keys[i - 1]]
+  return {keys[start]: slice(start, end) for start, end in zip(starts, [*starts[1:], len(keys)])}
+
+
+class InOrder(screen.Screener):
+  """A round whose documents come in another order."""
+
+  def __init__(self, ground, policy, order: int | None):
+    super().__init__(ground, policy)
+    self._order = order
+
+  def _shards(self, round_index):
+    shards = super()._shards(round_index)
+    if self._order is None:
+      return shards
+    mixed = np.random.default_rng(self._order).permutation(np.concatenate(shards)).tolist()
+    size = self.config.roots_per_shard
+    return [mixed[i:i + size] for i in range(0, len(mixed), size)]
+
+
+class Known:
+  """A world whose rows are all read."""
+
+  def __init__(self, world: screening_worlds.World, folder: pathlib.Path):
+    self.world, self.folder, self.right = world, folder, set()
+    self.whole = Workdir(folder / "whole").round(1)
+    self._screen(self.whole, world.policy, {"budget": None}, None, MANY, None)
+    self.judged = read_json(self.whole.judged_path)
+    self.limits = judge.Thresholds(**self.judged["thresholds"])
+    self.scorer = KnownScorer(lambda length: bucket(length, world.ground.config.bucket_multiple))
+    for i in range(self.judged["shards"]):
+      verdicts = tables.read(self.whole.shard("verify", i))
+      self.scorer.learn(tables.read(self.whole.shard("scan", i)), verdicts, world.ground.chunk_tokens)
+      passed = judge.accepted(verdicts, self.limits) & (
+          verdicts["kind"].to_numpy(zero_copy_only=False) == "retrieved")
+      self.right |= {key for key, rows in rows_of(verdicts).items() if passed[rows].any()}
+
+  def describe(self) -> str:
+    """Roots, rows, and what there is to find."""
+    judged = self.judged
+    roots = tables.read(self.whole.table("roots")).num_rows
+    verdicts = tables.read(self.whole.table("verdicts"))
+    kinds, ranks = (verdicts[name].to_numpy(zero_copy_only=False) for name in ("kind", "rank"))
+    surer, both = verdicts["gain"].to_numpy() > self.limits.epsilon, verdicts["accepted"].to_numpy()
+    groups = {"own": (kinds == "retrieved") & (ranks >= 0), "other": (kinds == "retrieved") & (ranks < 0),
+              "control": kinds == "control"}
+    told = "; ".join(f"{name} {both[of].mean():.2%} of {of.sum():,} ({surer[of].mean():.2%} by entropy alone)"
+                     for name, of in groups.items())
+    return (f"{roots} roots, {judged['rows']['proposed']} rows, {judged['tokens']['scored']:,} tokens scored, padding "
+            f"{1 - judged['tokens']['scored'] / judged['tokens']['padded']:.0%}; epsilon {self.limits.epsilon:.2f}, loss "
+            f"margin {self.limits.loss_margin:.2f} nats; pass by entropy and loss: {told}; {len(self.right)} right "
+            "positives")
+
+  def before(self) -> Bought:
+    """As at first: everything is scored, and most of it for sequences that nobody reads."""
+    return self._bought(self._round("before", {"budget": None, "evidence": "entropy"}, None, MANY), None)
+
+  def after(self) -> Bought:
+    """Within the world's budget, fed and no more."""
+    return self._bought(self._round("after", {"budget": self.world.budget}, 1, self.world.sequences), 1)
+
+  def at_share_of_rows(self, share: float, seed: int) -> dict:
+    """All roots in an order drawn with `seed`, within the budget that scores this share of the rows."""
+    low, high = 0.0, 2.0 * self.judged["tokens"]["scored"] / self.world.ground.trained_tokens
+    for _ in range(12):
+      budget = (low + high) / 2
+      judged = read_json(self._round("share", {"budget": budget}, 1, MANY, seed).judged_path)
+      rows = judged["rows"]["scored"] / judged["rows"]["proposed"]
+      low, high = (budget, high) if rows < share else (low, budget)
+    probe = judged["probe"]
+    return {"rows": rows, "share": (probe["elsewhere"] + probe["positives"]) / len(self.right), "low": probe["low"],
+            "high": probe["high"]}
+
+  def _round(self, name: str, changes: dict, negatives: int | None, sequences: int, order: int | None = None):
+    """A round that looks its readings up."""
+    round_ = Workdir(self.folder / name).round(1)
+    shutil.rmtree(round_.directory, ignore_errors=True)
+    self._screen(round_, Policy(0, self.scorer), changes, negatives, sequences, order)
+    return round_
+
+  def _screen(self, round_, policy, changes: dict, negatives: int | None, sequences: int, order: int | None) -> None:
+    ground = self.world.ground
+    ground = dataclasses.replace(ground, config=dataclasses.replace(ground.config, **changes),
+                                 synthesis=dataclasses.replace(ground.synthesis, negatives_per_positive=negatives))
+    InOrder(ground, policy, order).screen(round_, sequences, Promise.first())
+
+  def _bought(self, round_, negatives: int | None) -> Bought:
+    """What training reads of a round."""
+    world, scored = self.world, read_json(round_.judged_path)["tokens"]["scored"]
+    roots, _ = read_roots(tables.read(round_.table("roots")))
+    positives, ranked = (tables.to_records(kind, tables.read(round_.table(name)))
+                         for name, kind in (("positives", Positive), ("negatives", Negative)))
+    made = []
+    for sequence in synthesize(
+        roots, positives, ranked, chunk_tokens=world.ground.chunk_tokens, filler=world.ground.retriever.filler(1),
+        separator=world.ground.chunk_tokens.separator, sequence_length=world.ground.synthesis.sequence_length,
+        negatives_per_positive=negatives, seed=0, round_index=1, policy_step=0):
+      made.append(sequence)
+      if len(made) == world.sequences:
+        break
+    spans = [span for sequence in made for span in sequence.spans if span.role == "positive"]
+    right = [span for span in spans if (span.doc_id, span.chunk_id) in self.right]
+    return Bought(scored, len(roots), len(made), *(sum(span.end - span.start for span in of) for of in (spans, right)),
+                  world.ground.trained_tokens)
+
+
+if __name__ == "__main__":
+  main()

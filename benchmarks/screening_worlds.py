@@ -1,0 +1,69 @@
+"""The worlds of benchmarks/screening.py: corpora with something to find, and one with little."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from configs import demo
+from experiments.small_study.small import SIZE
+from policylong import config as config_lib
+from policylong.corpus.store import open_corpus
+from policylong.corpus.texts import ChunkTokens
+from policylong.devices.mesh import make_mesh
+from policylong.model import hf
+from policylong.model.tokenizer import load_tokenizer
+from policylong.retrieval.embedders import make_embedder
+from policylong.retrieval.store import open_index
+from policylong.screening.retrieve import Retriever
+from policylong.screening.scorer import Policy, Scorer
+from policylong.screening.screen import Ground
+
+EVIDENCE = {"evidence": "entropy_and_loss", "loss_margin": None, "loss_margin_from_control": 0.02, "probe_share": 0.1}
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+  """A corpus and who reads it. sequences: that training reads of a round; budget: of the side after."""
+  ground: Ground
+  policy: Policy
+  sequences: int
+  budget: float
+
+
+def planted(folder: pathlib.Path) -> World:
+  """The small study's letters and entries, and its base model."""
+  SIZE.prepare()
+  config = SIZE.get_config()
+  config.screening.update({**EVIDENCE, "roots_per_round": 120, "roots_per_shard": 10, "top_k": 4, "control_chunks": 3})
+  return make(config, sequences=16, budget=2.0)
+
+
+def speeches(folder: pathlib.Path) -> World:
+  """What the demo began with: State of the Union speeches among encyclopaedia leads."""
+  config = demo.get_config()
+  config.corpus.cache_dir = str(folder / "cache")
+  config.screening.update({**EVIDENCE, "roots_per_round": 32, "roots_per_shard": 4, "top_k": 4})
+  return make(config, sequences=8, budget=2.0)
+
+
+def make(values, sequences: int, budget: float) -> World:
+  """The parts of a run, as policylong/loop.py makes them."""
+  config = config_lib.parse(values)
+  mesh = make_mesh(dataclasses.replace(config.mesh, data=-1, fsdp=1, context=1, tensor=1, simulated_devices=0))
+  model = hf.read_model_config(config.model.path).with_rope(
+      theta=config.model.rope_theta, yarn_factor=config.model.yarn_factor)
+  tokenizer, corpus = load_tokenizer(config.model.path), open_corpus(config.corpus)
+  embedder = make_embedder(config.retrieval)
+  index = open_index(corpus, embedder, config.retrieval, config.corpus.cache_dir, config.seed)
+  chunk_tokens = ChunkTokens(corpus, tokenizer, config.synthesis.separator, config.screening.max_chunk_tokens)
+  ground = Ground(config.screening, config.synthesis, sequences * config.synthesis.sequence_length, config.seed,
+                  config.corpus.root_sources, corpus, tokenizer, chunk_tokens,
+                  Retriever(config.screening, config.seed, corpus, embedder, index, chunk_tokens))
+  scorer = Scorer(hf.load_params(config.model.path, model, np.float32, mesh), model, mesh,
+                  dtype=config.model.scoring_dtype, tokens_per_batch=config.screening.tokens_per_batch,
+                  bucket_multiple=config.screening.bucket_multiple)
+  return World(ground, Policy(0, scorer), sequences, budget)
+
+
+WORLDS = {"planted": planted, "speeches": speeches}
