@@ -51,10 +51,10 @@ def main():
     print(f"  before {before}\n  after  {after}\n  {before.price / after.price:.1f} times fewer tokens scored for each "
           f"token of a right positive that training reads", flush=True)
     found = [known.at_share_of_rows(ROWS, seed) for seed in range(SEEDS)]
-    print(f"  {np.mean([one['rows'] for one in found]):.0%} of the rows find "
-          f"{np.mean([one['share'] for one in found]):.0%} of the right positives "
-          f"({min(one['share'] for one in found):.0%} to {max(one['share'] for one in found):.0%}); the probe's interval "
-          f"holds the share in {sum(one['low'] <= one['share'] <= one['high'] for one in found)} of {SEEDS} orders")
+    rows, shares = ([one[name] for one in found] for name in ("rows", "share"))
+    held = sum(one["low"] <= one["share"] <= one["high"] for one in found)
+    print(f"  {np.mean(rows):.0%} of the rows find {np.mean(shares):.0%} of the right positives ({min(shares):.0%} to "
+          f"{max(shares):.0%}); the probe's interval holds the share in {held} of {SEEDS} orders", flush=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Bought:
     return self.scored / max(1, self.right)
 
   def __str__(self) -> str:
-    return (f"{self.scored:,} tokens scored of {self.roots} roots, {self.scored / self.trained:.1f} for each token that "
-            f"training reads; {self.sequences} sequences, positives {self.positives / self.trained:.0%} of their "
+    return (f"{self.scored:,} tokens scored of {self.roots} roots, {self.scored / self.trained:.1f} for each token "
+            f"that training reads; {self.sequences} sequences, positives {self.positives / self.trained:.0%} of their "
             f"tokens, right ones {self.right / self.trained:.0%}; {self.price:.1f} scored for each token of a right one")
 
 
@@ -159,8 +159,8 @@ class Known:
     told = "; ".join(f"{name} {both[of].mean():.2%} of {of.sum():,} ({surer[of].mean():.2%} by entropy alone)"
                      for name, of in groups.items())
     return (f"{roots} roots, {judged['rows']['proposed']} rows, {judged['tokens']['scored']:,} tokens scored, padding "
-            f"{1 - judged['tokens']['scored'] / judged['tokens']['padded']:.0%}; epsilon {self.limits.epsilon:.2f}, loss "
-            f"margin {self.limits.loss_margin:.2f} nats; pass by entropy and loss: {told}; {len(self.right)} right "
+            f"{1 - judged['tokens']['scored'] / judged['tokens']['padded']:.0%}; epsilon {self.limits.epsilon:.2f}, "
+            f"loss margin {self.limits.loss_margin:.2f} nats; pass by entropy and loss: {told}; {len(self.right)} right "
             "positives")
 
   def before(self) -> Bought:
@@ -174,7 +174,7 @@ class Known:
   def at_share_of_rows(self, share: float, seed: int) -> dict:
     """All roots in an order drawn with `seed`, within the budget that scores this share of the rows."""
     low, high = 0.0, 2.0 * self.judged["tokens"]["scored"] / self.world.ground.trained_tokens
-    for _ in range(12):
+    for _ in range(8):
       budget = (low + high) / 2
       judged = read_json(self._round("share", {"budget": budget}, 1, MANY, seed).judged_path)
       rows = judged["rows"]["scored"] / judged["rows"]["proposed"]
@@ -213,7 +213,7 @@ class Known:
     spans = [span for sequence in made for span in sequence.spans if span.role == "positive"]
     right = [span for span in spans if (span.doc_id, span.chunk_id) in self.right]
     return Bought(scored, len(roots), len(made), *(sum(span.end - span.start for span in of) for of in (spans, right)),
-                  world.ground.trained_tokens)
+                  len(made) * world.ground.synthesis.sequence_length)
 
 
 if __name__ == "__main__":

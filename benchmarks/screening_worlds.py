@@ -36,7 +36,7 @@ def planted(folder: pathlib.Path) -> World:
   SIZE.prepare()
   config = SIZE.get_config()
   config.screening.update({**EVIDENCE, "roots_per_round": 120, "roots_per_shard": 10, "top_k": 4, "control_chunks": 3})
-  return make(config, sequences=16, budget=2.0)
+  return make(config, sequences=36, budget=3.0)
 
 
 def speeches(folder: pathlib.Path) -> World:

@@ -17,8 +17,9 @@ from tests.small_run import make_small_run
 REPOSITORY = pathlib.Path(__file__).parents[1]
 # One workdir, killed at each of these in turn, then left alone. "stage:n" is the n-th write of that stage
 # in that process; the last ones belong to round 2.
-KILLS = ("rename:4", "evaluation:2", "scan:2", "candidates:1", "verify:2", "plan:2", "verdicts:1", "judged:1", "negatives:1", "synthesis:2",
-         "training:3", "between:1", "evaluation:1", "offpolicy:1", "verify:3", "training:1", "final:1")
+KILLS = ("rename:4", "evaluation:2", "scan:2", "candidates:1", "verify:2", "plan:2", "verdicts:1", "judged:1",
+         "negatives:1", "synthesis:2", "training:3", "between:1", "evaluation:1", "offpolicy:1", "verify:3",
+         "training:1", "final:1")
 
 
 def run_main(config, workdir, kill="", **overrides):

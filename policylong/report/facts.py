@@ -83,10 +83,11 @@ def disagreements(round_: RoundData) -> list[str]:
 
 
 def wrong_verdicts(round_: RoundData, epsilon: float | None, margin: bool) -> tuple[int, int, int]:
-  """Recomputes every verdict: (verdicts, gains that are not (before - after) / before, decisions against epsilon).
+  """Recomputes every verdict: (verdicts, gains that are not (before - after) / before, decisions against thresholds).
 
   With a margin over the control a gain above epsilon may be refused; a gain below it never passes.
   """
+  loss_margin = round_.summary.get("loss_margin")
   total = gains = decisions = 0
   for name, pairs in round_.pairs.items():
     before, after, gain = (pairs[key].astype(np.float64) for key in ("entropy_before", "entropy_after", "gain"))
@@ -96,9 +97,11 @@ def wrong_verdicts(round_: RoundData, epsilon: float | None, margin: bool) -> tu
     wrong = np.isfinite(expected) & ~(np.abs(expected - gain) <= GAIN_TOLERANCE * np.maximum(1, np.abs(expected)))
     gains += int(wrong.sum())
     if epsilon is not None:
-      decisions += int((accepted & (gain < epsilon - GAIN_TOLERANCE)).sum())
+      drop = pairs["nll_before"].astype(np.float64) - pairs["nll_after"].astype(np.float64)
+      beyond = math.inf if loss_margin is None else drop - loss_margin
+      decisions += int((accepted & ((gain < epsilon - GAIN_TOLERANCE) | (beyond < -GAIN_TOLERANCE))).sum())
       if not margin or name == "control":
-        decisions += int((~accepted & (gain > epsilon + GAIN_TOLERANCE)).sum())
+        decisions += int((~accepted & (gain > epsilon + GAIN_TOLERANCE) & (beyond > GAIN_TOLERANCE)).sum())
   return total, gains, decisions
 
 

@@ -41,7 +41,8 @@ def checks(run: Run, round_: RoundData) -> list[Check]:
   """Everything that can be said of one round, the worst first."""
   numbers = facts.summary(round_)
   found = [*_files(round_), *_fed(numbers), *_against_control(numbers), *_anchors(round_, numbers), *_fruit(numbers),
-           *_verdicts(run, round_), *_gain(numbers, run.epsilon(round_)), *_offpolicy(numbers), *_loss(run, round_)]
+           *_right(numbers), *_budget(numbers), *_verdicts(run, round_),
+           *_gain(numbers, run.epsilon(round_)), *_offpolicy(numbers), *_loss(run, round_)]
   return sorted(found, key=lambda check: ("bad", "look", "good").index(check.level))
 
 
@@ -108,13 +109,37 @@ def _fruit(numbers):
                 f"{decimal(PAPER_PER_ANCHOR)}.")
 
 
+def _right(numbers):
+  row = (numbers.get("acceptance") or {}).get("retrieved") or {}
+  if "right" not in row or not row["accepted"]:
+    return
+  wrong = row["accepted"] - row["right"]
+  yield Check("look" if wrong > row["accepted"] / 4 else "good",
+              f"{of(wrong, row['accepted'])} accepted pairs made the policy surer, and the token that stands there no "
+              f"likelier ({share(wrong / row['accepted'])}).")
+
+
+def _budget(numbers):
+  if numbers.get("budget_spent"):
+    yield Check("look", "The budget was spent before the round was fed, so training reads its sequences more than "
+                        "once: raise screening.budget.")
+  probe, rows = numbers.get("probe"), numbers.get("rows")
+  if probe and probe.get("share") is not None:
+    yield Check("good" if probe["share"] >= 0.5 else "look",
+                f"Within the budget {of(rows['scored'], rows['proposed'])} rows were scored; they hold "
+                f"{share(probe['share'])} of all positives (95% interval {share(probe['low'])} to "
+                f"{share(probe['high'])}, from {plural(probe['roots'], 'root')} of which every row was).")
+
+
 def _verdicts(run, round_):
   margin = run.setting("screening.control_margin") is not None
   total, gains, decisions = facts.wrong_verdicts(round_, run.epsilon(round_), margin)
   if gains:
     yield Check("bad", f"{of(gains, total)} gains are not (before − after) / before.")
   if decisions:
-    yield Check("bad", f"{of(decisions, total)} verdicts go against epsilon = {threshold(run.epsilon(round_))}.")
+    loss = round_.summary.get("loss_margin")
+    yield Check("bad", f"{of(decisions, total)} verdicts go against epsilon = {threshold(run.epsilon(round_))}"
+                       f"{'' if loss is None else f' and a loss margin of {decimal(loss)} nats'}.")
   if total and not gains and not decisions:
     yield Check("good", f"All {plural(total, 'verdict')} recomputed from the entropies: gain and decision agree.")
 

@@ -14,7 +14,7 @@ _CONTEXT = 16  # tokens shown on each side of an anchor
 _EXCERPT = 180  # characters of a chunk before it is opened
 _ACCEPTED, _REFUSED, _CONTROLS = 4, 2, 1  # candidates shown for an anchor
 _VERDICT_COLUMNS = ("doc_id", "position", "chunk_id", "kind", "rank", "similarity", "entropy_before", "entropy_after",
-                    "gain", "accepted")
+                    "nll_before", "nll_after", "gain", "accepted")
 
 
 class ChunkTexts:
@@ -84,7 +84,8 @@ def round_roots(run: Run, round_: RoundData, texts: ChunkTexts, top: float) -> l
   positives = _by_root(round_.columns("positives", ("doc_id", "chunk_id"), doc_ids))
   most = run.setting("report.anchors_per_root", 4)
   return [_Root(f"r{round_.index}-{number}", roots[doc_id][0], anchors.get(doc_id, []), verdicts.get(doc_id, []),
-                len(positives.get(doc_id, [])), most, top, run.epsilon(round_)).markup(texts)
+                len(positives.get(doc_id, [])), most, top, run.epsilon(round_),
+                round_.summary.get("loss_margin")).markup(texts)
           for number, doc_id in enumerate(doc_ids, 1) if doc_id in roots]
 
 
@@ -100,8 +101,9 @@ def _by_root(columns) -> dict[str, list[dict]]:
 class _Root:
   """One root with its anchors and verdicts; `key` is unique on the page."""
 
-  def __init__(self, key, root, anchors, verdicts, positives, most, top, epsilon):
-    self.key, self.root, self.top, self.positives, self.epsilon = key, root, top, positives, epsilon
+  def __init__(self, key, root, anchors, verdicts, positives, most, top, epsilon, loss_margin):
+    self.key, self.root, self.top, self.positives = key, root, top, positives
+    self.epsilon, self.loss_margin = epsilon, loss_margin
     self.anchors = {int(anchor["position"]): anchor for anchor in anchors}
     self.verdicts = {}
     for row in verdicts:
@@ -182,12 +184,19 @@ class _Root:
       origin = "found by another anchor"
     else:
       origin = f"rank {count(row['rank'])} · similarity {decimal(float(row['similarity']))}"
+    drop = float(row["nll_before"]) - float(row["nll_after"])
     if name == "refused" and self.epsilon is not None and gain > self.epsilon:
-      origin += " · above ε, but not by the margin above the control"
+      origin += " · above ε, but not " + ("right: its token did not become likelier by the margin"
+                                         if self.loss_margin is not None and drop <= self.loss_margin else
+                                         "by the margin above the control")
+    elif name == "accepted":
+      origin += " · surer and right" if drop > (self.loss_margin or 0) else " · surer and wrong"
     widths = [f"width:{100 * max(0.0, value) / scale:.1f}%" for value in (before, after)]
     change = element("div", element("span", element("i", style=widths[0], class_="before"),
                                     element("i", style=widths[1], class_="after"), class_="track"),
-                     element("span", f"{decimal(before)} → {decimal(after)} nats"), class_="change")
+                     element("span", f"{decimal(before)} → {decimal(after)} nats"),
+                     element("span", f"loss {decimal(float(row['nll_before']))} → {decimal(float(row['nll_after']))}",
+                             class_="quiet"), class_="change")
     what = element("div", element("b", words), element("span", origin, class_="quiet"), class_="what")
     return element("div", what, change, element("div", f"gain {decimal(gain)}", class_="gain"),
                    self._chunk(row["chunk_id"], int(row["position"]), texts), class_=f"pair {name}")

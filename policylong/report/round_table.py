@@ -58,6 +58,33 @@ def _number(name, form=count):
   return lambda entry: form(entry.get(name))
 
 
+def _right(entry):
+  """Of the accepted pairs those whose token became likelier too."""
+  row = (entry.get("acceptance") or {}).get("retrieved") or {}
+  if "right" not in row or not row["accepted"]:
+    return NONE
+  return f"{of(row['right'], row['accepted'])} ({share(row['right'] / row['accepted'])})"
+
+
+def _gap(name):
+  def cell(entry):
+    gap = (entry.get("offpolicy") or {}).get(name)
+    return f"{of(gap['rejected'], gap['verified'])} ({share(gap['share'])})" if gap and gap["verified"] else NONE
+  return cell
+
+
+def _padding(entry):
+  tokens = entry.get("tokens")
+  return share(1 - tokens["scored"] / tokens["padded"]) if tokens and tokens["padded"] else NONE
+
+
+def _probed(entry):
+  probe = entry.get("probe")
+  if not probe or probe.get("share") is None:
+    return NONE
+  return f"{share(probe['share'])} ({share(probe['low'])} to {share(probe['high'])})"
+
+
 _QUANTITIES = (
     ("policy that screened", "training step", _number("policy_step")),
     ("root documents", "", _number("roots")),
@@ -70,9 +97,11 @@ _QUANTITIES = (
     ("roots without anchors", "", _number("roots_without_anchors")),
     ("epsilon", "gain", _number("epsilon", lambda value: decimal(value, 3))),
     ("epsilon from", "", lambda entry: entry.get("epsilon_source") or NONE),
+    ("loss margin", "nats", _number("loss_margin", decimal)),
     ("accepted: own candidates", "pairs", _group("own")),
     ("accepted: other anchors' candidates", "pairs", _group("other")),
     ("accepted: control", "pairs", _group("control")),
+    ("accepted, surer and right", "of the accepted pairs", _right),
     ("own against control", "times as often", _ratio),
     ("mean gain of the accepted", "", _number("mean_gain", lambda value: decimal(value, 3))),
     ("positives", "chunks", _number("positives")),
@@ -84,6 +113,12 @@ _QUANTITIES = (
      _nested("overlap", lambda found: f"{count(found.get('shared'))} ({share(found.get('share'))})")),
     ("off-policy gap", "accepted before, rejected now",
      _nested("offpolicy", lambda gap: f"{of(gap.get('rejected'), gap.get('verified'))} ({share(gap.get('share'))})")),
+    ("off-policy gap of those surer and right", "accepted before, rejected now", _gap("right")),
+    ("off-policy gap of those surer and wrong", "accepted before, rejected now", _gap("wrong")),
+    ("scored by the screening", "tokens", _nested("tokens", lambda tokens: count(tokens.get("scored")))),
+    ("of these padding in addition", "share of what the devices computed", _padding),
+    ("rows scored", "of those proposed", _nested("rows", lambda rows: of(rows["scored"], rows["proposed"]))),
+    ("positives that the budget found", "share of all, 95% interval from the probe", _probed),
     ("training sequences", "", _number("sequences")),
     ("passes over them", "epochs", _number("epochs", decimal)),
 )

@@ -74,7 +74,7 @@ class RoundData:
   @functools.cached_property
   def pairs(self) -> dict[str, dict[str, np.ndarray]]:
     """Verdicts by where the chunk came from: {"own" | "other" | "control": {column: array}}; {} if absent."""
-    names = ("kind", "rank", "entropy_before", "entropy_after", "gain", "accepted")
+    names = ("kind", "rank", "entropy_before", "entropy_after", "nll_before", "nll_after", "gain", "accepted")
     columns = self.columns("verdicts", names)
     if columns is None:
       return {}

@@ -121,7 +121,8 @@ def test_what_the_host_knows_of_a_row_by_hand():
   rarity[[5, 6, 7, 8]] = [1.0, 2.0, 0.5, 4.0]
   (row,) = features(root, positions, np.array([4.0, 6.0]), 2, [(chunk, {2: _Candidate(1, 0.7)})], rarity)
   wanted = {"one": 1, "rank": 1 / 2, "similarity": 0.7, "own": 1 / 2, "token": 1, "pair": 1, "tokens": 1,
-            "pairs": 1 / 2, "rare": (2.0 + 0.5) / (1 + 2 + 0.5 + 4), "entropy": 0.4, "length": 5 / 1000, "surest": 1 / 2}
+            "pairs": 1 / 2, "rare": (2.0 + 0.5) / (1 + 2 + 0.5 + 4), "entropy": 0.4, "length": 5 / 1000,
+            "surest": 1 / 2}
   assert dict(zip(FEATURES, row.tolist())) == pytest.approx(wanted)
   (row,) = features(root, positions, np.array([4.0, 6.0]), 2,
                     [(chunk, {2: _Candidate(3, 0.1), 5: _Candidate(0, 0.2)})], rarity)
