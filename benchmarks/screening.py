@@ -75,7 +75,7 @@ class Bought:
   def __str__(self) -> str:
     return (f"{self.scored:,} tokens scored of {self.roots} roots, {self.scored / self.trained:.1f} for each token "
             f"that training reads; {self.sequences} sequences, positives {self.positives / self.trained:.0%} of their "
-            f"tokens, right ones {self.right / self.trained:.0%}; {self.price:.1f} scored for each token of a right one")
+            f"tokens, right ones {self.right / self.trained:.0%}; {self.price:.1f} scored for each token of such")
 
 
 class KnownScorer:
@@ -160,8 +160,8 @@ class Known:
                      for name, of in groups.items())
     return (f"{roots} roots, {judged['rows']['proposed']} rows, {judged['tokens']['scored']:,} tokens scored, padding "
             f"{1 - judged['tokens']['scored'] / judged['tokens']['padded']:.0%}; epsilon {self.limits.epsilon:.2f}, "
-            f"loss margin {self.limits.loss_margin:.2f} nats; pass by entropy and loss: {told}; {len(self.right)} right "
-            "positives")
+            f"loss margin {self.limits.loss_margin:.2f} nats; pass by entropy and loss: {told}; {len(self.right)} "
+            "right positives")
 
   def before(self) -> Bought:
     """As at first: everything is scored, and most of it for sequences that nobody reads."""
@@ -202,7 +202,7 @@ class Known:
     roots, _ = read_roots(tables.read(round_.table("roots")))
     positives, ranked = (tables.to_records(kind, tables.read(round_.table(name)))
                          for name, kind in (("positives", Positive), ("negatives", Negative)))
-    made = []
+    made: list = []
     for sequence in synthesize(
         roots, positives, ranked, chunk_tokens=world.ground.chunk_tokens, filler=world.ground.retriever.filler(1),
         separator=world.ground.chunk_tokens.separator, sequence_length=world.ground.synthesis.sequence_length,
@@ -212,8 +212,8 @@ class Known:
         break
     spans = [span for sequence in made for span in sequence.spans if span.role == "positive"]
     right = [span for span in spans if (span.doc_id, span.chunk_id) in self.right]
-    return Bought(scored, len(roots), len(made), *(sum(span.end - span.start for span in of) for of in (spans, right)),
-                  len(made) * world.ground.synthesis.sequence_length)
+    tokens = [sum(span.end - span.start for span in of) for of in (spans, right)]
+    return Bought(scored, len(roots), len(made), *tokens, len(made) * world.ground.synthesis.sequence_length)
 
 
 if __name__ == "__main__":

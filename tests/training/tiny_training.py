@@ -1,11 +1,14 @@
 """A tiny random decoder, a config around it, and sequences on disk."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from policylong import config as config_lib
+from policylong import paper
 from policylong.devices.mesh import make_mesh
 from policylong.model.qwen import ModelConfig, declare
 
@@ -24,28 +27,19 @@ def training_config(**changes) -> config_lib.Training:
 
 def whole_config(rounds=2, **changes) -> config_lib.Config:
   """Only `seed`, `rounds`, `synthesis`, `training` and `mesh` matter to training; the rest must merely be valid."""
-  source = config_lib.Source(name="a", kind="text", path="x", id_field="id", text_field="text", split="")
-  return config_lib.Config(
-      seed=3, rounds=rounds, max_staleness=0, method="policylong",
-      method_options=config_lib.MethodOptions(
-          search="embeddings", nextlong_k=None, nextlong_position="head", quest_least_score=3.0,
-          quest_split_ratio=0.2, utk_share=0.3, prolong_long_share=0.6),
-      eval=config_lib.Eval(tasks=(), lengths=(), samples=1, protocol="nvidia", documents=source, short_window=1,
-                           ruler_dir=""),
-      model=config_lib.Model(path="x", sha256="", rope_theta=None, yarn_factor=None, scoring_dtype="float32"),
-      corpus=config_lib.Corpus(sources=(source,), root_sources=("a",), chunk_chars=2048, cache_dir="x"),
-      retrieval=config_lib.Retrieval(
-          embedder="hashed", embedder_path="", embedder_sha256="", embedder_max_tokens=64, embedder_batch=8,
-          query_instruction="", index="exact", leaves=None, target_recall=0.95),
-      screening=config_lib.Screening(
-          roots_per_round=4, root_tokens=16, min_root_tokens=8, skip_tokens=2, alpha=1.0, max_anchors_per_root=4,
-          query_window=4, top_k=2, near_copy_ngram=13, control_chunks=0, epsilon=0.4, epsilon_from_control=None,
-          control_margin=None, evidence="entropy", loss_margin=None, loss_margin_from_control=None, budget=None,
-          probe_share=0.0, negatives="positives", max_chunk_tokens=16, bucket_multiple=8, tokens_per_batch=64,
-          roots_per_shard=2),
-      synthesis=config_lib.Synthesis(sequence_length=LENGTH, separator="", negatives_per_positive=None),
-      training=training_config(**changes), mesh=config_lib.Mesh(data=1, fsdp=1, context=1, tensor=1),
-      report=config_lib.Report(roots=1, anchors_per_root=1))
+  values = paper.config()
+  values.update({"seed": 3, "rounds": rounds})
+  values.corpus.sources, values.eval.tasks = values.corpus.sources[:1], ()
+  values.retrieval.update({"embedder": "hashed", "embedder_path": "", "index": "exact"})
+  values.screening.update({
+      "roots_per_round": 4, "root_tokens": 16, "min_root_tokens": 8, "skip_tokens": 2, "alpha": 1.0,
+      "max_anchors_per_root": 4, "query_window": 4, "top_k": 2, "control_chunks": 0, "max_chunk_tokens": 16,
+      "bucket_multiple": 8, "tokens_per_batch": 64, "roots_per_shard": 2})
+  values.synthesis.update({"sequence_length": LENGTH, "separator": ""})
+  values.mesh.update({"fsdp": 1, "context": 1})
+  training = training_config(**changes)
+  values.training.update(dataclasses.asdict(training))
+  return config_lib.parse(values)
 
 
 def mesh_of(data=1, fsdp=1, context=1, tensor=1) -> jax.sharding.Mesh:
