@@ -50,7 +50,7 @@ from policylong.screening.retrieve import Retriever
 from policylong.screening.scorer import Scorer
 from policylong.screening.screen import Screener, read_roots
 from policylong.screening.summary import offpolicy_gap, summarise
-from policylong.storage import tables
+from policylong.storage import progress, tables
 from policylong.storage.workdir import Round, Workdir, read_json, write_json
 from policylong.synthesis import storage
 from policylong.synthesis.method import Inputs, Screened
@@ -75,6 +75,14 @@ def run(config: config_lib.Config, directory) -> epath.Path:
     if first:
       log.info("%s: all %d rounds are done; nothing to do", workdir.directory, config.rounds)
     return workdir.page
+  with progress.told(workdir.progress, hosts.index(), hosts.count()):
+    _rounds(config, workdir)
+  return workdir.page
+
+
+def _rounds(config: config_lib.Config, workdir: Workdir) -> None:
+  """Every round, and of a round every stage, that is not over yet."""
+  first = hosts.is_first()
   loop = _Loop(config, workdir)
   loop.evaluate(0)
   for index in range(1, config.rounds + 1):
@@ -94,7 +102,6 @@ def run(config: config_lib.Config, directory) -> epath.Path:
   loop.finish()
   loop.write_report()
   hosts.barrier("done")
-  return workdir.page
 
 
 class _Loop:

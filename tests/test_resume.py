@@ -6,19 +6,22 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from etils import epath
 
+from policylong.report.standing import standing
+from policylong.report.tables import read_run
 from policylong.storage.workdir import Workdir
 from tests.small_run import make_small_run
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 # One workdir, killed at each of these in turn, then left alone. "stage:n" is the n-th write of that stage
 # in that process; the last ones belong to round 2.
-KILLS = ("rename:4", "evaluation:2", "scan:2", "candidates:1", "verify:2", "verdicts:1", "negatives:1", "synthesis:2",
-         "training:3", "between:1", "evaluation:1", "offpolicy:1", "verify:3", "training:1", "final:1")
+KILLS = ("rename:4", "progress:1", "evaluation:2", "scan:2", "candidates:1", "verify:2", "verdicts:1", "negatives:1",
+         "synthesis:2", "training:3", "between:1", "evaluation:1", "offpolicy:1", "verify:3", "training:1", "final:1")
 
 
 def run_main(config, workdir, kill="", **overrides):
@@ -35,9 +38,13 @@ def runs(tmp_path_factory, material):
   config = make_small_run(folder, material)
   whole = run_main(config, folder / "whole")
   assert whole.returncode == 0, whole.stderr[-3000:]
+  stood = {}
   for kill in KILLS:
     killed = run_main(config, folder / "killed", kill)
     assert killed.returncode == -9, f"{kill}: {killed.stderr[-3000:]}"
+    layout = Workdir(folder / "killed")
+    stood[kill] = standing(read_run(layout), layout, time.time() + 720)
+  print("\n".join(f"{k}: {v}" for k, v in stood.items()))
   last = run_main(config, folder / "killed")
   assert last.returncode == 0, last.stderr[-3000:]
   return config, folder / "whole", folder / "killed"
@@ -88,7 +95,7 @@ def test_metrics_have_every_step_once_and_the_same_losses(runs):
 def test_nothing_half_written_is_left(runs):
   for folder in runs[1:]:
     assert not [path for path in folder.rglob("*.tmp")]
-    assert not list(folder.glob("rounds/*/shards"))
+    assert not list(folder.glob("rounds/*/shards")) and not (folder / "progress").exists()
 
 
 def test_the_page_has_the_end_of_the_run(runs):

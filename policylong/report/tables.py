@@ -125,7 +125,6 @@ class Run:
   metrics: list[dict]
   rounds: list[RoundData]
   final: dict
-  final_offpolicy: dict | None
   notes: list[str]
   evaluations: list[Evaluation]
 
@@ -137,6 +136,12 @@ class Run:
         return default
       value = value[part]
     return value
+
+  @functools.cached_property
+  def final_offpolicy(self) -> dict | None:
+    """The last round's dependencies as the final policy sees them; None where they are not there."""
+    path = Workdir(self.directory).directory / "offpolicy.parquet"
+    return read_columns(path, ("gain_then", "gain_now", "rejected"), self.notes) if path.exists() else None
 
   @property
   def screened(self) -> bool:
@@ -170,9 +175,7 @@ def read_run(workdir: Workdir) -> Run:
   evaluations = [evaluation for index in found if (evaluation := _evaluation(workdir.round(index), notes))]
   if not rounds:
     notes.append("There is no round in rounds/ yet.")
-  path = workdir.directory / "offpolicy.parquet"  # the last round's dependencies under the final policy
-  again = read_columns(path, ("gain_then", "gain_now", "rejected"), notes) if path.exists() else None
-  return Run(str(workdir.directory), config, corpus, metrics, rounds, final, again, notes, evaluations)
+  return Run(str(workdir.directory), config, corpus, metrics, rounds, final, notes, evaluations)
 
 
 def read_columns(path, columns: Sequence[str], notes: list[str], doc_ids: Sequence[str] | None = None) -> dict | None:

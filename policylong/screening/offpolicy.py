@@ -9,7 +9,6 @@ import dataclasses
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from tqdm import tqdm
 
 from policylong.corpus.texts import ChunkTokens
 from policylong.devices import hosts
@@ -17,6 +16,7 @@ from policylong.screening.scorer import Scorer
 from policylong.screening.screen import of_all_processes, read_roots
 from policylong.screening.verify import Pair, planned_tokens, verify
 from policylong.storage import tables
+from policylong.storage.progress import Bar
 from policylong.storage.workdir import Round
 
 
@@ -65,8 +65,8 @@ def recheck(previous: Round, epsilon: float, scorer: Scorer, chunk_tokens: Chunk
     then.setdefault((doc_id, chunk_id), {})[position] = gain
   pairs = [Pair(doc_id, root_of[doc_id].tokens, np.asarray(sorted(positions[doc_id]), np.int32),
                 chunk_tokens(chunk_id)) for doc_id, chunk_id in then]
-  with tqdm(desc=f"round {previous.index} re-verified", total=planned_tokens(pairs), unit="tok", unit_scale=True,
-            mininterval=1.0, disable=not hosts.is_first()) as bar:
+  with Bar(desc=f"round {previous.index} re-verified", total=planned_tokens(pairs), unit="tok", unit_scale=True,
+           mininterval=1.0, disable=not hosts.is_first()) as bar:
     scores = verify(scorer, pairs, most_positions, bar.update)
   result = []
   for pair, ((doc_id, chunk_id), gains), (before, after) in zip(pairs, then.items(), scores):

@@ -17,7 +17,6 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from tqdm import tqdm
 
 from policylong import config as config_lib
 from policylong.corpus.roots import root_span, sample_documents
@@ -32,6 +31,7 @@ from policylong.screening.retrieve import Retriever
 from policylong.screening.scorer import Scorer
 from policylong.screening.verify import Pair, planned_tokens, verify
 from policylong.storage import tables
+from policylong.storage.progress import Bar
 from policylong.storage.workdir import Round
 
 # A round with more verdicts keeps of what other anchors retrieved only the accepted ones: with 35 anchors a root and 32
@@ -90,10 +90,9 @@ class Screener:
       return
     waiting: deque[tuple[int | None, Future | None]] = deque()
     # Several processes search together, and what they do together they do on their main threads.
-    with (ThreadPoolExecutor(1) if hosts.count() == 1 else _AtOnce()) as host, tqdm(
+    with (ThreadPoolExecutor(1) if hosts.count() == 1 else _AtOnce()) as host, Bar(
         desc=f"round {round_.index} screening", unit="tok", unit_scale=True, mininterval=1.0,
-        disable=not hosts.is_first()) as bar:
-      bar.total = 0
+        total=0, grows=True, disable=not hosts.is_first()) as bar:
       for i, search in waves:
         if i is not None and not round_.shard("scan", i).exists():
           self._scan(round_, i, shards[i], bar)
@@ -115,7 +114,7 @@ class Screener:
         waves.append((mine if unfinished else None, bool(missing["candidates"][wave].any())))
     return waves
 
-  def _scan(self, round_: Round, shard: int, documents: Sequence[int], bar: tqdm) -> None:
+  def _scan(self, round_: Round, shard: int, documents: Sequence[int], bar: Bar) -> None:
     """Entropy and nll of every token of the shard's roots."""
     config = self.config
     roots = [root for i in documents if (root := root_span(
@@ -141,7 +140,7 @@ class Screener:
     tables.write(round_.shard("anchors", shard), tables.from_records(Anchor, anchors))
     tables.write(round_.shard("candidates", shard), tables.from_records(Candidate, candidates))
 
-  def _verify_next(self, round_: Round, waiting: deque, bar: tqdm) -> None:
+  def _verify_next(self, round_: Round, waiting: deque, bar: Bar) -> None:
     """Scores the oldest retrieved shard: every candidate and control against all anchors of its root."""
     shard, retrieved = waiting.popleft()
     if retrieved:
