@@ -360,6 +360,7 @@ class Config:
   eval: Eval
   mesh: Mesh
   report: Report
+  wandb_project: str | None
 
   def __post_init__(self):
     _at_least("rounds", self.rounds, 1)
@@ -416,6 +417,7 @@ class FineTuning:
   data: Conversations
   training: Tuning
   mesh: Mesh
+  wandb_project: str | None
 
   def __post_init__(self):
     _at_least("seed", self.seed, 0)
@@ -439,7 +441,7 @@ def _check_layout(name: str, length: int, training: Recipe, mesh: Mesh) -> None:
 
 
 def optional(value: float | None = None) -> FieldReference:
-  """A number in a config file that may be None instead; the command line can set it to either."""
+  """A number or a name in a config file that may be None instead; the command line can set it to either."""
   return FieldReference(value, field_type=object)
 
 

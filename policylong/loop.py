@@ -56,6 +56,8 @@ from policylong.synthesis import storage
 from policylong.synthesis.method import Inputs, Screened
 from policylong.synthesis.methods import METHODS
 from policylong.synthesis.storage import sequence_paths, write_sequences
+from policylong.training import scalars, wandb_run
+from policylong.training.metrics import write_scalars
 from policylong.training.train import Trainer
 
 log = logging.getLogger(__name__)
@@ -75,7 +77,7 @@ def run(config: config_lib.Config, directory) -> epath.Path:
     if first:
       log.info("%s: all %d rounds are done; nothing to do", workdir.directory, config.rounds)
     return workdir.page
-  with progress.told(workdir.progress, hosts.index(), hosts.count()):
+  with progress.told(workdir.progress, hosts.index(), hosts.count()), wandb_run.opened(config, workdir):
     _rounds(config, workdir)
   return workdir.page
 
@@ -175,6 +177,7 @@ class _Loop:
       summary |= {"long_gap": found, "epochs": self.read / found["kept"]} if found else {}
     if hosts.is_first():
       write_json(round_.screened_path, summary)
+      write_scalars(self.workdir, summary["policy_step"], scalars.of_round(summary))
       log_summary(summary)
     hosts.barrier("screened")
 

@@ -32,7 +32,9 @@ from policylong.storage.progress import Bar
 from policylong.storage.workdir import Workdir, read_json, write_atomically, write_json
 from policylong.synthesis.packing import pack
 from policylong.synthesis.storage import read_tokens, sequence_paths, write_records
+from policylong.training import wandb_run
 from policylong.training.held_out import HeldOut
+from policylong.training.metrics import write_scalars
 from policylong.training.train import Trainer
 
 log = logging.getLogger(__name__)
@@ -56,7 +58,7 @@ def run(config: config_lib.FineTuning, directory) -> dict:
     if hosts.is_first():
       log.info("%s: the fine-tuning is done; nothing to do", workdir.directory)
     return read_json(workdir.final_json)
-  with progress.told(workdir.progress, hosts.index(), hosts.count()):
+  with progress.told(workdir.progress, hosts.index(), hosts.count()), wandb_run.opened(config, workdir):
     _tune(config, workdir)
   return read_json(workdir.final_json)
 
@@ -87,12 +89,15 @@ def _tune(config: config_lib.FineTuning, workdir: Workdir) -> None:
   if held_out and not hosts.agreed(workdir.held_out_json.exists()):
     loss = held_out.loss(state.params)
     if hosts.is_first():
+      write_scalars(workdir, 0, {"held_out/loss": loss.nats})
       write_json(workdir.held_out_json, {"tokens": loss.tokens, "before": loss.nats})
       log.info("held-out answers: %.4f nats a token before (%d tokens)", loss.nats, loss.tokens)
   state = trainer.train_round(state, 1, sequence_paths(workdir.sequences), counts["mean_attended_tokens"])
   after = held_out and held_out.loss(state.params).nats
   if hosts.is_first():
     found = {**read_json(workdir.held_out_json), "after": after} if held_out else None
+    if held_out:
+      write_scalars(workdir, int(state.step), {"held_out/loss": after})
     write_json(workdir.final_json, {"step": int(state.step), "held_out": found})
   trainer.close()
   hosts.barrier("done")

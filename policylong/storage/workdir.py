@@ -15,11 +15,12 @@ The only module that knows the folder layout:
   rounds/<r>/evaluation/         results.json of the policy after the round, and its answers; r = 0: of the base model
   offpolicy.parquet, final.json  the last policy's view of the last round; written when the run is done
   metrics.jsonl, tensorboard/, report/index.html
+  wandb.json, wandb/             the run's id on Weights & Biases, and its files; where the config names a project
   progress/<process>.json        how far each process is; gone when the run is done
 
 and of a fine-tuning's:
 
-  config.json, origin.json, base_model.json, checkpoints/, metrics.jsonl, tensorboard/, progress/   as above
+  config.json, origin.json, base_model.json, checkpoints/, metrics.jsonl, tensorboard/, wandb/, progress/   as above
   model/                         what the checkpoints are weights of: model.json, tokenizer/
   sequences/                     array_record: the packed conversations; held_out/: those that are not trained on
   sequences/DONE.json            counts; written last

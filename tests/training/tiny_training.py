@@ -22,14 +22,14 @@ def training_config(**changes) -> config_lib.Training:
       "remat": "none", "context_attention": "gather", "checkpoint_every": 2, "keep_checkpoints": 2} | changes)
 
 
-def whole_config(rounds=2, **changes) -> config_lib.Config:
+def whole_config(rounds=2, wandb_project=None, **changes) -> config_lib.Config:
   """Only `seed`, `rounds`, `synthesis`, `training` and `mesh` matter to training; the rest must merely be valid."""
   source = config_lib.Source(name="a", kind="text", path="x", id_field="id", text_field="text", split="")
   return config_lib.Config(
       seed=3, rounds=rounds, max_staleness=0, method="policylong",
       method_options=config_lib.MethodOptions(
           search="embeddings", nextlong_k=None, nextlong_position="head", quest_least_score=3.0,
-          quest_split_ratio=0.2, utk_share=0.3, prolong_long_share=0.6),
+          quest_split_ratio=0.2, utk_share=0.3, prolong_long_share=0.6, given_boundaries=""),
       eval=config_lib.Eval(tasks=(), lengths=(), samples=1, protocol="nvidia", documents=source, short_window=1,
                            ruler_dir=""),
       model=config_lib.Model(path="x", sha256="", rope_theta=None, yarn_factor=None, scoring_dtype="float32"),
@@ -44,7 +44,7 @@ def whole_config(rounds=2, **changes) -> config_lib.Config:
           bucket_multiple=8, tokens_per_batch=64, roots_per_shard=2),
       synthesis=config_lib.Synthesis(sequence_length=LENGTH, separator=""),
       training=training_config(**changes), mesh=config_lib.Mesh(data=1, fsdp=1, context=1, tensor=1),
-      report=config_lib.Report(roots=1, anchors_per_root=1))
+      report=config_lib.Report(roots=1, anchors_per_root=1), wandb_project=wandb_project)
 
 
 def mesh_of(data=1, fsdp=1, context=1, tensor=1) -> jax.sharding.Mesh:
