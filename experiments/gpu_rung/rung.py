@@ -24,9 +24,9 @@ from policylong.model.stored import open_model
 from policylong.storage.workdir import write_json
 
 MODEL = "material/smollm2.gguf"
-# The base model's is 1e5, for 8192 tokens. Its loss on 12 held-out documents at positions 8192-12287 and 12288-16383: with
-# 1e5 2.97 and 5.80 nats a token, with 2.5e5 2.65 and 2.78, with 5e5 2.75 and 2.87, with 1e6 2.94 and 3.09; what 2.5e5
-# costs it below 8192 is 0.03.
+# The base model's is 1e5, for 8192 tokens. Its loss, nats a token, on 12 held-out documents at positions 8192-12287 and
+# 12288-16383: with 1e5 2.97 and 5.80, with 2.5e5 2.65 and 2.78, with 5e5 2.75 and 2.87, with 1e6 2.94 and 3.09; before
+# 8192 2.5e5 costs it 0.03.
 ROPE_THETA = 2.5e5
 
 
