@@ -445,7 +445,11 @@ def optional(value: float | None = None) -> FieldReference:
   return FieldReference(value, field_type=object)
 
 
-def parse[Kind](values, kind: type[Kind] = Config) -> Kind:
+@typing.overload
+def parse(values) -> Config: ...
+@typing.overload
+def parse[Kind](values, kind: type[Kind]) -> Kind: ...
+def parse(values, kind=Config):
   """A ConfigDict (or nested dict) as a Config, or as a FineTuning.
 
   Raises:

@@ -23,6 +23,7 @@ devices; the first one writes markers and tables, and says what is finished (`ho
 import dataclasses
 import logging
 import math
+from typing import Any, cast
 
 import numpy as np
 from etils import epath
@@ -124,8 +125,8 @@ class _Loop:
     self.trainer = Trainer(config.training, self.model, self.mesh, workdir, length=config.synthesis.sequence_length,
                            rounds=config.rounds, seed=config.seed)
     self.method = METHODS[config.method]
-    self.corpus = (GivenSequences(config, self.model.vocab_size) if "sequences" in self.method.asks
-                   else open_corpus(config.corpus))
+    self.corpus = cast(Any, GivenSequences(config, self.model.vocab_size) if "sequences" in self.method.asks
+                       else open_corpus(config.corpus))
     hosts.barrier("corpus")  # which each host may have built for itself
     with hosts.first_before_others("corpus.json"):
       _claim_corpus(workdir, self.corpus.summary())
@@ -162,7 +163,7 @@ class _Loop:
     previous = self.workdir.round(round_.index - 1) if round_.index > 1 else None
     if self.screens:
       self.screen(round_, previous, step)
-    summary = {}
+    summary: dict = {}
     if hosts.is_first():
       summary = summarise(self.screening, round_, previous) if self.screens else {
           "round": round_.index, "policy_step": step}

@@ -150,9 +150,9 @@ class SafetensorsSource:
   """
   kind = "hf"
 
-  def __init__(self, path: pathlib.Path, files: list[pathlib.Path], stack: ExitStack, tied: bool):
+  def __init__(self, path: pathlib.Path, files: Sequence[pathlib.Path], stack: ExitStack, tied: bool):
     self.where = str(path)
-    self._stored = {}  # name: (opened file, name there)
+    self._stored: dict[str, tuple] = {}  # name: (opened file, name there)
     opened = [(file, self._open(file, stack)) for file in files]
     bare = any("embed_tokens.weight" in reader.keys() for _, reader in opened)  # noqa: SIM118 (no mapping)
     for file, reader in opened:

@@ -89,7 +89,7 @@ def round_roots(run: Run, round_: RoundData, texts: ChunkTexts, top: float) -> l
 
 
 def _by_root(columns) -> dict[str, list[dict]]:
-  rows = {}
+  rows: dict[str, list[dict]] = {}
   if columns is not None:
     for values in zip(*columns.values()):
       row = dict(zip(columns, values))
@@ -103,7 +103,7 @@ class _Root:
   def __init__(self, key, root, anchors, verdicts, positives, most, top, epsilon):
     self.key, self.root, self.top, self.positives, self.epsilon = key, root, top, positives, epsilon
     self.anchors = {int(anchor["position"]): anchor for anchor in anchors}
-    self.verdicts = {}
+    self.verdicts: dict[int, list[dict]] = {}
     for row in verdicts:
       self.verdicts.setdefault(int(row["position"]), []).append(row)
     self.shown = sorted(self.anchors, key=self._worth, reverse=True)[:most]

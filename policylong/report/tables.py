@@ -163,7 +163,7 @@ def read_run(workdir: Workdir) -> Run:
   if not workdir.directory.is_dir():
     raise UserError(f"--workdir is {workdir.directory}, which is not a directory; "
                     "wanted the working directory of a run")
-  notes = []
+  notes: list[str] = []
   config = _json(workdir.directory / "config.json", notes, "config.json")
   corpus = _json(workdir.corpus_json, notes, "corpus.json")
   final = _json(workdir.final_json, [], "final.json")
@@ -211,7 +211,7 @@ def _use(path, columns, notes, action):
 
 
 def _round(folder: Round, screened: bool) -> RoundData:
-  notes = []
+  notes: list[str] = []
   finished = folder.done
   path = folder.done_path if finished else folder.screened_path
   summary = _json(path, notes, path.name) if path.exists() else {}

@@ -218,10 +218,10 @@ class Screener:
 class _AtOnce(Executor):
   """Runs what is submitted before it returns, in the caller's thread."""
 
-  def submit(self, function: Callable, /, *arguments) -> Future:
+  def submit(self, function: Callable, /, *arguments, **named) -> Future:
     """A finished future."""
     future: Future = Future()
-    future.set_result(function(*arguments))
+    future.set_result(function(*arguments, **named))
     return future
 
 

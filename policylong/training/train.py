@@ -72,7 +72,7 @@ class Trainer:
     self._checkpoints = Checkpoints(workdir.checkpoints, keep_newest=training.keep_checkpoints,
                                     keep=lambda step: step % training.steps_per_round == 0)
     self._cursor: _Cursor | None = None
-    self._compiled = None
+    self._compiled: jax.stages.Compiled | None = None
 
   def initial(self, params: Params) -> TrainState:
     """The state before the first step. Takes the float32 parameters over: the caller's are gone."""
