@@ -2,7 +2,7 @@
 PYTHON ?= python3.12
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint environment material ruler tpu-compiler clean
+.PHONY: demo test test-all lint lock environment material ruler tpu-compiler clean
 
 demo: environment material
 	$(BIN)/python -m policylong.main --config=configs/demo.py --workdir=runs/demo
@@ -18,20 +18,34 @@ test-all: environment material ruler tpu-compiler lint
 
 lint: environment
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 environment: .venv/done
 
-.venv/done: setup.py pyproject.toml
+# Exactly what requirements.lock names, each file by its hash; then the project itself, for which nothing is fetched.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+
+.venv/done: requirements.lock setup.py pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e ".[test]"
+	$(PIP) --no-deps --require-hashes -r requirements.lock
+	$(PIP) --no-deps --no-build-isolation -e .
 	touch $@
+
+# After a change in setup.py's ranges, or for newer packages: `make lock`, then `make test-all`, then commit the file.
+# `make lock UPGRADE=` keeps every version that still fits.
+UPGRADE := --upgrade
+
+lock:
+	$(PYTHON) -m venv .venv
+	$(PIP) --target .venv/uv --upgrade uv==0.13.9
+	.venv/uv/bin/uv pip compile setup.py --extra test --universal --python-version 3.12 --generate-hashes \
+	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" $(UPGRADE) --output-file requirements.lock
 
 # For `python -m policylong.aot`. Beside the other packages and not among them, where JAX would look for a TPU with it.
 tpu-compiler: .venv/tpu-compiler/done
 
 .venv/tpu-compiler/done: .venv/done
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --upgrade \
-	  --target .venv/tpu-compiler libtpu==0.0.52
+	$(PIP) --no-deps --upgrade --target .venv/tpu-compiler libtpu==0.0.52
 	touch $@
 
 material: material/DONE

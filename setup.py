@@ -1,11 +1,26 @@
-"""PolicyLong: on-policy long-context data, in JAX."""
+"""PolicyLong: on-policy long-context data, in JAX.
+
+Ranges, not versions: each lower bound is a release that tests/test_dependencies.py passes with, and there is an upper
+bound only where something newer is known to break. What `make` and CI install is requirements.lock, to the byte.
+"""
 
 import pathlib
 
 from setuptools import find_packages, setup
 
-# lm-eval, chat templates, and what RULER's generators import; their package is unpacked, see policylong/material.py.
-EVALUATION = ["jinja2==3.1.6", "lm_eval==0.4.13", "nltk==3.10.4", "tenacity==9.2.1", "wonderwords==3.0.1"]
+TFDS = ["tensorflow-datasets>=4.9.8"]  # 4.9.7 imports TensorFlow
+TENSORBOARD = ["tensorboardX>=2.6"]
+WANDB = ["wandb>=0.19"]
+EVALUATION = [
+    "lm_eval>=0.4.10",  # 0.4.8 imports a class that transformers 5 has not
+    # what RULER's generators import; their package is unpacked, see policylong/material.py
+    "nltk>=3.9",
+    "tenacity>=8",
+    "wonderwords>=2.2",
+]
+# What the tests, `make lint` and the commit hooks need. With setuptools the project is installed without the network.
+TEST = [*TFDS, *TENSORBOARD, *WANDB, *EVALUATION,
+        "mypy>=2.4", "pre-commit>=4", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.17", "setuptools>=77"]
 
 setup(
     name="policylong",
@@ -15,35 +30,37 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["policylong", "policylong.*"]),
-    python_requires=">=3.12,<3.14",
+    python_requires=">=3.12,<3.14",  # ScaNN has no wheels for 3.14
     install_requires=[
-        "absl-py==2.5.1",
-        "array_record==0.8.6",
-        "etils==1.15.0",
-        "flax==0.12.12",
-        "gguf==0.19.0",
-        "grain==0.2.18",
-        "jax==0.12.0.1",
-        "jaxtyping==0.3.11",
-        "jinja2==3.1.6",
-        "ml_collections==1.1.0",
-        "numpy==2.5.5",
-        "optax==0.2.8",
-        "orbax-checkpoint==0.12.8",
-        "pyarrow==26.0.1",
-        "safetensors==0.8.0",
-        "scipy==1.18.1",
-        "scann==1.4.2",
-        "tensorboardX==2.6.5",
-        "tensorflow-datasets==4.9.10",
-        "tokenizers==0.23.3",
-        "tqdm==4.70.1",
-        "transformers==5.23.0",
+        "absl-py>=2.1",
+        "array_record>=0.8.1",
+        "etils>=1.14",  # 1.13 gives a path no `absolute`
+        "flax>=0.12.10",  # older ones import what JAX 0.12 has no more
+        "gguf>=0.17",  # 0.16 does not know Qwen3
+        "grain>=0.2.12",
+        "jax>=0.12",  # the CPU compiler of 0.11.2 aborts in the attention tests; errors.py says so where it is found
+        "jaxtyping>=0.2.36",
+        "jinja2>=3.1",
+        "ml_collections>=1.1",  # 1.0 warns on standard error with Python 3.12
+        "numpy>=2.2",  # JAX's own bound, as SciPy's
+        "optax>=0.2.5",  # 0.2.4 has no `optax.tree`
+        "orbax-checkpoint>=0.12",  # 0.11.0 takes a class from JAX that 0.12 has no more
+        "pyarrow>=17",
+        "pyyaml>=6.0.1",
+        "safetensors>=0.4.3",
+        "scipy>=1.15",
+        "scann>=1.4",  # every config's index; 44 MB
+        "tokenizers>=0.22",
+        "tqdm>=4.66",
+        "transformers>=5",
     ],
     extras_require={
-        "cuda": ["jax[cuda12]==0.12.0.1"],
+        "cuda": ["jax[cuda12]"],
         "evaluation": EVALUATION,
-        "test": ["pytest==9.2.0", "pytest-xdist==3.8.0", "ruff==0.17.6", *EVALUATION],
-        "tpu": ["jax[tpu]==0.12.0.1"],
+        "tensorboard": TENSORBOARD,
+        "test": TEST,
+        "tfds": TFDS,
+        "tpu": ["jax[tpu]"],
+        "wandb": WANDB,
     },
 )

@@ -387,6 +387,7 @@ class Config:
   eval: Eval
   mesh: Mesh
   report: Report
+  wandb_project: str | None
 
   def __post_init__(self):
     _at_least("rounds", self.rounds, 1)
@@ -450,6 +451,7 @@ class FineTuning:
   data: Conversations
   training: Tuning
   mesh: Mesh
+  wandb_project: str | None
 
   def __post_init__(self):
     _at_least("seed", self.seed, 0)
@@ -473,11 +475,15 @@ def _check_layout(name: str, length: int, training: Recipe, mesh: Mesh) -> None:
 
 
 def optional(value: float | None = None) -> FieldReference:
-  """A number in a config file that may be None instead; the command line can set it to either."""
+  """A number or a name in a config file that may be None instead; the command line can set it to either."""
   return FieldReference(value, field_type=object)
 
 
-def parse[Kind](values, kind: type[Kind] = Config) -> Kind:
+@typing.overload
+def parse(values) -> Config: ...
+@typing.overload
+def parse[Kind](values, kind: type[Kind]) -> Kind: ...
+def parse(values, kind=Config):
   """A ConfigDict (or nested dict) as a Config, or as a FineTuning.
 
   Raises:

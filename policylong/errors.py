@@ -1,4 +1,4 @@
-"""One sentence for a person's mistake or for what is not installed, and the exit codes of every command.
+"""One sentence for a person's mistake or for what is not installed as tested, and the exit codes of every command.
 
 A `UserError` is about what the user gave us: a file, a field, a record. Its text is one sentence that
 names the thing, the value found and the value wanted. Everything else that is raised is our own fault
@@ -7,10 +7,14 @@ and keeps its stack trace.
 
 import errno
 import importlib
+import importlib.metadata
 import importlib.util
 import sys
 import types
 from collections.abc import Callable, Sequence
+
+# As in setup.py, which an environment that had its own JAX before need not follow.
+OLDEST_JAX = (0, 12)
 
 
 class UserError(Exception):
@@ -50,11 +54,26 @@ def _missing(names: Sequence[str], extra: str, who: str) -> UserError:
                    "the project's folder")
 
 
+def untested_jax() -> str | None:
+  """One sentence where the installed JAX is older than the oldest that is tested; nothing is imported for it."""
+  try:
+    version = importlib.metadata.version("jax")
+  except importlib.metadata.PackageNotFoundError:
+    return None  # its import will say so
+  if tuple(int(number) for number in version.split(".")[:2]) >= OLDEST_JAX:
+    return None
+  oldest = ".".join(map(str, OLDEST_JAX))
+  return (f"JAX {version} is installed, {oldest} is the oldest that is tested: this run is untested, and on a CPU the "
+          "compiler of 0.11.2 aborts in attention")
+
+
 def run_command(main: Callable[[], None]) -> None:
   """Runs a command line's `main`; exits 1 with one sentence on bad input or a full disk.
 
-  Bad usage (an unknown flag) exits 2: argparse does that by itself.
+  Bad usage (an unknown flag) exits 2: argparse does that by itself. Says first if the JAX here is older than tested.
   """
+  if untested := untested_jax():
+    print(f"note: {untested}", file=sys.stderr, flush=True)
   try:
     main()
   except UserError as error:

@@ -12,6 +12,7 @@ started again.
 import argparse
 import dataclasses
 import pathlib
+from typing import Any
 
 from policylong import config as config_lib
 from policylong import paths
@@ -32,13 +33,13 @@ def build(arguments: argparse.Namespace) -> None:
   """Reads the documents, embeds their chunks, builds the index, and remembers how."""
   output = pathlib.Path(arguments.output)
   retrieval = config_lib.Retrieval(
-      embedder=arguments.embedder, embedder_path=str(arguments.embedder_path),
+      embedder=arguments.embedder, embedder_path=paths.Path(str(arguments.embedder_path)),
       embedder_sha256=arguments.embedder_sha256, embedder_max_tokens=arguments.max_tokens,
       embedder_batch=arguments.batch, query_instruction=arguments.instruction, index=arguments.index,
       leaves=arguments.leaves, target_recall=arguments.target_recall)
   corpus = open_corpus(config_lib.Corpus(
       sources=(source_at("input", str(arguments.input)),), root_sources=(), chunk_chars=arguments.chunk_chars,
-      cache_dir=str(output)))
+      cache_dir=paths.Path(str(output))))
   index = open_index(corpus, make_embedder(retrieval), retrieval, output, arguments.seed)
   write_json(output / _SETTINGS, {"corpus": corpus.version, "seed": arguments.seed,
                                   "retrieval": dataclasses.asdict(retrieval)})
@@ -106,7 +107,7 @@ def _snippet(text: str) -> str:
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   commands = parser.add_subparsers(dest="command", required=True)
-  with_defaults = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
+  with_defaults: dict[str, Any] = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
 
   builder = commands.add_parser("build", help="embed the documents of a JSONL file", **with_defaults)
   builder.add_argument("--input", type=paths.expand, required=True, help="JSONL file, {id, text} a line")

@@ -24,6 +24,7 @@ import dataclasses
 import functools
 import logging
 import math
+from typing import cast
 
 import numpy as np
 from etils import epath
@@ -53,12 +54,14 @@ from policylong.screening.retrieve import Retriever
 from policylong.screening.scorer import Policy, Scorer
 from policylong.screening.screen import Ground, Screener
 from policylong.screening.summary import offpolicy_gap, summarise
-from policylong.storage import tables
+from policylong.storage import progress, tables
 from policylong.storage.workdir import Round, Workdir, read_json, write_json
 from policylong.synthesis import storage
 from policylong.synthesis.method import Inputs, Screened
 from policylong.synthesis.methods import METHODS
 from policylong.synthesis.storage import sequence_paths, write_sequences
+from policylong.training import scalars, wandb_run
+from policylong.training.metrics import write_scalars
 from policylong.training.state import TrainState
 from policylong.training.train import Trainer
 
@@ -78,6 +81,13 @@ def run(config: config_lib.Config, directory) -> epath.Path:
     if hosts.is_first():
       log.info("%s: all %d rounds are done; nothing to do", workdir.directory, config.rounds)
     return workdir.page
+  with progress.told(workdir.progress, hosts.index(), hosts.count()), wandb_run.opened(config, workdir):
+    _rounds(config, workdir)
+  return workdir.page
+
+
+def _rounds(config: config_lib.Config, workdir: Workdir) -> None:
+  """Every round, and of a round every stage, that is not over yet."""
   stages = _Stages(config, workdir)
   stages.check()
   state = stages.newest_state()
@@ -94,7 +104,6 @@ def run(config: config_lib.Config, directory) -> epath.Path:
   stages.finish(state)
   stages.write_report()
   hosts.barrier("done")
-  return workdir.page
 
 
 class _Stages:
@@ -142,7 +151,7 @@ class _Stages:
 
   def trained(self, round_: Round, state: TrainState) -> bool:
     """Whether a round is over. A round that is marked as done and whose last checkpoint is gone is trained again."""
-    over = hosts.agreed(round_.done) and int(state.step) >= self.trainer.start_step(round_.index + 1)
+    over = bool(hosts.agreed(round_.done)) and int(state.step) >= self.trainer.start_step(round_.index + 1)
     if over and hosts.is_first():
       round_.drop_shards()
     return over
@@ -162,6 +171,7 @@ class _Stages:
       summary |= {"long_gap": found, "epochs": self.read / found["kept"]} if found else {}
     if hosts.is_first():
       write_json(round_.screened_path, summary)
+      write_scalars(self.workdir, summary["policy_step"], scalars.of_round(summary))
       log_summary(summary)
     hosts.barrier("screened")
 
@@ -299,10 +309,11 @@ class _Stages:
     return RoundEvaluation(self.config, self.model, self.workdir)
 
   @functools.cached_property
-  def corpus(self) -> Corpus | GivenSequences:
+  def corpus(self) -> Corpus:
     """The chunked corpus, or the sequences that were given; it is the one that the run began with."""
-    corpus = (GivenSequences(self.config, self.model.vocab_size) if "sequences" in self.method.asks
-              else open_corpus(self.config.corpus))
+    # The method that asks for sequences asks for nothing of a corpus that these lack.
+    corpus = cast(Corpus, GivenSequences(self.config, self.model.vocab_size) if "sequences" in self.method.asks
+                  else open_corpus(self.config.corpus))
     hosts.barrier("corpus")  # which each host may have built for itself
     with hosts.first_before_others("corpus.json"):
       _claim_corpus(self.workdir, corpus.summary())
@@ -333,7 +344,8 @@ class _Stages:
   def ground(self) -> Ground:
     """What screening reads."""
     config = self.config
-    retriever = Retriever(self.screening, config.seed, self.corpus, *self.searched, self.chunk_tokens)
+    embedder, index = self.searched
+    retriever = Retriever(self.screening, config.seed, self.corpus, embedder, index, self.chunk_tokens)
     return Ground(self.screening, config.synthesis, self.read * config.synthesis.sequence_length, config.seed,
                   config.corpus.root_sources, self.corpus, self.tokenizer, self.chunk_tokens, retriever)
 

@@ -237,6 +237,8 @@ def config() -> ConfigDict:
           # Anchors shown for each of them.
           "anchors_per_root": 6,
       },
+      # Project on Weights & Biases that gets the numbers too; None: TensorBoard and metrics.jsonl alone.
+      "wandb_project": optional(),
   })
 
 
@@ -264,6 +266,7 @@ def tuning_config() -> ConfigDict:
           **{field.name: run.training[field.name] for field in dataclasses.fields(Recipe)},
       },
       "mesh": run.mesh.to_dict(),
+      "wandb_project": optional(),
   })
   tuning.training.update({"batch_size": 16, "peak_learning_rate": 2e-5, "warmup_fraction": 0.1})
   return tuning

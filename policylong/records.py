@@ -8,6 +8,7 @@ at the position where the prediction is made.)
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Protocol
 
 import numpy as np
 
@@ -163,7 +164,13 @@ class GivenSequence:
   cuts: tuple[int, ...]
 
 
-def by_document[Record](records: Iterable[Record]) -> dict[str, list[Record]]:
+class _OfDocument(Protocol):
+
+  @property
+  def doc_id(self) -> str: ...
+
+
+def by_document[Record: _OfDocument](records: Iterable[Record]) -> dict[str, list[Record]]:
   """Records by their `doc_id`, documents and records in the order in which they come."""
   found: dict[str, list[Record]] = {}
   for record in records:

@@ -17,7 +17,6 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 from etils import epath
-from tqdm import tqdm
 
 from policylong import config as config_lib
 from policylong import paths
@@ -30,6 +29,7 @@ from policylong.model.stored import open_model
 from policylong.records import Document
 from policylong.screening.scorer import Scorer
 from policylong.storage import tables
+from policylong.storage.progress import Bar
 
 _SCHEMA = pa.schema([("id", pa.string()), ("position", pa.int64()), ("token", pa.string()),
                      ("nll", pa.float32()), ("entropy", pa.float32())])
@@ -74,7 +74,7 @@ def score(model: str, path: str, *, dtype: str = "float32", base_model: str | No
   tokens_per_batch = min(_TOKENS_PER_BATCH, sum(map(len, rows)) // mesh.size)
   scorer = Scorer(stored.load(np.float32, None), config, mesh, dtype=dtype,
                   tokens_per_batch=tokens_per_batch, bucket_multiple=128)
-  with tqdm(desc="scoring", total=sum(map(len, rows)), unit="tok", unit_scale=True) as bar:
+  with Bar(desc="scoring", total=sum(map(len, rows)), unit="tok", unit_scale=True) as bar:
     traces = scorer.traces(rows, bar.update)
   parts = [_rows(document, tokenizer, *trace) for document, trace in zip(documents, traces)]
   return pa.concat_tables(parts), dict(skipped)

@@ -122,9 +122,10 @@ def _die_at(kill: str) -> None:
     storage._Shard.write = dying(storage._Shard.write, lambda *_: True, before=False)
   elif stage == "training":
     MetricsLog.write = dying(MetricsLog.write, lambda *_: True, before=False)
-  elif stage == "rename":  # a temporary is written, the rename has not happened
+  elif stage in ("rename", "progress"):  # a temporary is written, the rename has not happened
     replace = type(workdir.epath.Path("/")).replace
-    type(workdir.epath.Path("/")).replace = dying(replace, lambda *_: True, before=True)
+    type(workdir.epath.Path("/")).replace = dying(
+        replace, lambda path, *_: (path.parent.name == "progress") == (stage == "progress"), before=True)
   else:
     raise ValueError(stage)
 

@@ -1,6 +1,9 @@
-"""What a plain install leaves out is told in one sentence, with the extra that brings it."""
+"""What is not installed, or older than tested, is told in one sentence that says what to do."""
 
+import importlib.metadata
 import logging
+import pathlib
+import re
 import sys
 
 import pytest
@@ -53,3 +56,19 @@ def test_without_tensorboard_metrics_are_written_all_the_same_and_it_is_said_onc
   assert workdir.metrics.read_text() == '{"step": 1, "loss": 2.5}\n{"step": 2, "loss": 2.5}\n'
   assert [record.message.count("'.[tensorboard]'") for record in caplog.records] == [1]
   assert not workdir.tensorboard.exists()
+
+
+@pytest.mark.parametrize("version, said", [
+    ("0.11.2", True), ("0.9.0.1", True), ("0.12.0", False), ("0.12.0.1", False), ("0.13.0.dev20261201", False),
+    ("1.0.0", False)])
+def test_an_older_jax_is_told_once_at_the_start_and_the_command_runs(monkeypatch, capsys, version, said):
+  monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+  errors.run_command(lambda: print("ran"))
+  output = capsys.readouterr()
+  assert output.out == "ran\n"
+  assert [line.startswith(f"note: JAX {version} ") for line in output.err.splitlines()] == [True] * said
+
+
+def test_the_oldest_jax_is_the_lower_bound_of_setup():
+  setup = (pathlib.Path(__file__).parents[1] / "setup.py").read_text()
+  assert re.search(r'"jax>=([\d.]+)"', setup).group(1) == ".".join(map(str, errors.OLDEST_JAX))

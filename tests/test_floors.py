@@ -18,7 +18,7 @@ FLOORS = (
     {"screening"},
     {"evaluation"},
     {"loop", "sft"},
-    {"main", "score", "evaluate", "convert", "index", "aot"},
+    {"main", "score", "evaluate", "convert", "index", "aot", "status"},
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 

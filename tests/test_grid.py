@@ -13,10 +13,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from experiments import grid as grids
 from experiments.cells import read_grid
 from experiments.results import interval, told, write_results
+from policylong import config as config_lib
 from policylong.config import CORPUS_METHODS
 from policylong.errors import UserError
+from policylong.storage.workdir import write_json
 from tests.small_run import make_small_run
 from tests.test_resume import REPOSITORY
 
@@ -166,3 +169,19 @@ def test_the_grids_that_come_with_it_are_valid_and_no_two_cells_are_alike(path, 
     # equal tokens, whatever the number of rounds
     assert len({config.rounds * config.training.steps_per_round * config.training.batch_size
                 for config in configs}) == 1
+
+
+def test_a_kept_outcome_holds_beside_younger_fields_and_for_no_other_value(tmp_path):
+  path = str(REPOSITORY / "experiments/gpu_rung/full.py")
+  cell = read_grid(path).cells[0]
+  kept = json.loads(config_lib.to_json(cell.config))
+  del kept["max_staleness"], kept["training"]["longce"]  # as if these had come since
+  outcome = grids.outcome_path(cell, tmp_path)
+  write_json(outcome, {"numbers": {"loss": 1.0}, "config": kept})
+  before = outcome.read_bytes()
+  grids.run(cell, path, tmp_path)
+  assert outcome.read_bytes() == before, "nothing was run"
+  kept["training"]["weight_decay"] = 0.2
+  write_json(outcome, {"numbers": {"loss": 1.0}, "config": kept})
+  with pytest.raises(UserError, match=r"another config.*weight_decay"):
+    grids.run(cell, path, tmp_path)

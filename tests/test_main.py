@@ -185,7 +185,7 @@ def test_the_command_line_takes_none_and_numbers_where_a_field_may_be_none(folde
   assert result.returncode == 1 and "screening.epsilon is 'much'; it must be of type float" in result.stderr
 
 
-@pytest.mark.parametrize("module", ["main", "score", "convert", "index", "report", "material", "evaluate"])
+@pytest.mark.parametrize("module", ["main", "score", "convert", "index", "report", "material", "evaluate", "status"])
 def test_every_command_has_help(module):
   result = subprocess.run([sys.executable, "-m", f"policylong.{module}", "--help"], capture_output=True, text=True,
                           cwd=REPOSITORY)

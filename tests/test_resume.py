@@ -3,22 +3,26 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from etils import epath
 
+from policylong.report.standing import standing
+from policylong.report.tables import read_run
 from policylong.storage.workdir import Workdir
 from tests.small_run import make_small_run
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 # One workdir, killed at each of these in turn, then left alone. "stage:n" is the n-th write of that stage
 # in that process; the last ones belong to round 2.
-KILLS = ("rename:4", "evaluation:2", "scan:2", "candidates:1", "verify:2", "plan:2", "verdicts:1", "judged:1",
-         "negatives:1", "synthesis:2", "training:3", "between:1", "evaluation:1", "offpolicy:1", "verify:3",
+KILLS = ("rename:4", "progress:1", "evaluation:2", "scan:2", "candidates:1", "verify:2", "plan:2", "verdicts:1",
+         "judged:1", "negatives:1", "synthesis:2", "training:3", "between:1", "evaluation:1", "offpolicy:1", "verify:3",
          "training:1", "final:1")
 
 
@@ -30,7 +34,13 @@ def run_main(config, workdir, kill="", **overrides):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, material):
+def stood():
+  """{kill: where the run stood twelve minutes after it}."""
+  return {}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, material, stood):
   """(an uninterrupted run, one killed at every stage), both ended."""
   folder = tmp_path_factory.mktemp("runs")
   config = make_small_run(folder, material)
@@ -39,6 +49,8 @@ def runs(tmp_path_factory, material):
   for kill in KILLS:
     killed = run_main(config, folder / "killed", kill)
     assert killed.returncode == -9, f"{kill}: {killed.stderr[-3000:]}"
+    layout = Workdir(folder / "killed")
+    stood[kill] = standing(read_run(layout), layout, time.time() + 720)
   last = run_main(config, folder / "killed")
   assert last.returncode == 0, last.stderr[-3000:]
   return config, folder / "whole", folder / "killed"
@@ -89,7 +101,28 @@ def test_metrics_have_every_step_once_and_the_same_losses(runs):
 def test_nothing_half_written_is_left(runs):
   for folder in runs[1:]:
     assert not [path for path in folder.rglob("*.tmp")]
-    assert not list(folder.glob("rounds/*/shards"))
+    assert not list(folder.glob("rounds/*/shards")) and not (folder / "progress").exists()
+
+
+def test_after_each_kill_the_stage_in_which_it_fell_is_told(runs, stood):
+  # The host retrieves while the device scans and verifies: what it has done by then is not always the same.
+  screening = "round {} of 2, screening: of 3 shards of roots {} scanned, {} retrieved for, {} verified"
+  stages = {
+      "rename:4": "evaluation of the base model: 0 results so far",
+      "progress:1": "evaluation of the base model: 0 results so far",
+      "evaluation:2": r"evaluation of the base model: \d results? so far",
+      "scan:2": screening.format(1, 1, "[01]", 0), "candidates:1": screening.format(1, "[12]", 0, 0),
+      "verify:2": screening.format(1, 3, "[23]", 1), "verdicts:1": screening.format(1, 3, 3, 3),
+      "negatives:1": "round 1 of 2, hard negatives", "synthesis:2": "round 1 of 2, synthesis",
+      "training:3": "round 1 of 2, training: step 3 of 4", "between:1": "round 1 of 2, training: step 4 of 4",
+      "evaluation:1": "evaluation of the policy after round 1 of 2: 0 results so far",
+      "offpolicy:1": "round 2 of 2, re-verification of what round 1 accepted", "verify:3": screening.format(2, 3, 3, 2),
+      "training:1": "round 2 of 2, training: step 1 of 4"}
+  assert [*stages, "final:1"] == list(KILLS) == list(stood)
+  for kill, stage in stages.items():
+    assert re.fullmatch(stage, dict(stood[kill].facts)["stage"]), kill
+    assert stood[kill].state == "silent" and stood[kill].life.startswith("no sign of life for 12 minutes")
+  assert stood["final:1"].state == "done"
 
 
 def test_the_page_has_the_end_of_the_run(runs):

@@ -66,6 +66,7 @@ def _traced_forward(config, model, mesh, program):
     return jax.ShapeDtypeStruct((rows, *length), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec(AXES)))
 
   screening, width = config.screening, longest_row(config, program)
+  arrays: tuple
   if program == "embed":
     rows, read, dtype = mesh.size * config.retrieval.embedder_batch, 0, "bfloat16"
     function, arrays = on_each_device(functools.partial(encode, config=model), mesh, 2), (of_rows(width), of_rows())

@@ -4,6 +4,7 @@ import pathlib
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import overload
 
 from absl import flags
 from ml_collections import config_flags
@@ -19,7 +20,11 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. conf
 _PRINT = flags.DEFINE_bool("print_config", False, "Prints every field with what it means, as a config file, and exits.")
 
 
-def config[Kind](kind: type[Kind] = config_lib.Config) -> Kind:
+@overload
+def config() -> config_lib.Config: ...
+@overload
+def config[Kind](kind: type[Kind]) -> Kind: ...
+def config(kind=config_lib.Config):
   """The config that was given, validated. With --print_config it is printed, and the command ends.
 
   Raises:

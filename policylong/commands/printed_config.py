@@ -39,24 +39,27 @@ def comments() -> dict[str, list[str]]:
   """
   source = inspect.getsource(paper)
   lines = source.splitlines()
-  found = {}
+  found: dict[str, list[str]] = {}
 
   def read(node: ast.Dict, prefix: str) -> None:
     for key, value in zip(node.keys, node.values):
       if key is None:  # **fields, which are explained where they come from
         continue
-      first = last = key.lineno - 1
+      field, first = ast.literal_eval(key), key.lineno - 1
+      last = first
       begins_line = not lines[last][:key.col_offset].strip()
       while begins_line and lines[first - 1].lstrip().startswith("#"):
         first -= 1
       if first < last or isinstance(value, ast.Dict):
-        found.setdefault(prefix + key.value, [line.strip().removeprefix("# ") for line in lines[first:last]])
+        found.setdefault(prefix + field, [line.strip().removeprefix("# ") for line in lines[first:last]])
       if isinstance(value, ast.Dict):
-        read(value, f"{prefix}{key.value}.")
+        read(value, f"{prefix}{field}.")
 
   for node in ast.walk(ast.parse(source)):
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == ConfigDict.__name__:
-      read(node.args[0], "")
+      (fields,) = node.args
+      if isinstance(fields, ast.Dict):
+        read(fields, "")
   return found
 
 

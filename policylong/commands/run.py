@@ -13,9 +13,9 @@ from policylong.errors import UserError
 
 flags.adopt_module_key_flags(config_flags)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; the same folder resumes it.")
-_HOSTS = (flags.DEFINE_string("coordinator_address", None, "host:port of process 0, for several processes."),
-          flags.DEFINE_integer("num_processes", None, "How many processes there are."),
-          flags.DEFINE_integer("process_id", None, "The number of this one, from 0."))
+_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0, for several processes.")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "The number of this one, from 0.")
 
 
 @contextlib.contextmanager
@@ -31,5 +31,5 @@ def started(mesh: config_lib.Mesh) -> Iterator[str]:
 
   if not _WORKDIR.value:
     raise UserError("--workdir is empty: name a folder")
-  with hosts.joined(*(flag.value for flag in _HOSTS), mesh.simulated_devices):
+  with hosts.joined(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, mesh.simulated_devices):
     yield paths.expand(_WORKDIR.value)

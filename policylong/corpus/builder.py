@@ -25,12 +25,12 @@ from collections.abc import Collection, Iterator
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from policylong import config as config_lib
 from policylong.corpus import chunks, sources
 from policylong.errors import UserError
 from policylong.records import Document
+from policylong.storage.progress import Bar
 
 # Changes when the files, the chunker or the ids mean something else than before.
 FORMAT = 1
@@ -71,7 +71,7 @@ def build(config: config_lib.Corpus, total_bytes: int, directory: pathlib.Path,
   """
   digest = hashlib.sha256(f"{FORMAT} {config.chunk_chars}".encode())
   counts = _Counts(config)
-  with _Writer(directory, config.chunk_chars) as writer, tqdm(
+  with _Writer(directory, config.chunk_chars) as writer, Bar(
       total=total_bytes, unit="B", unit_scale=True, desc="corpus", mininterval=1) as bar:
     for source in config.sources:
       digest.update(b"source" + source.name.encode() + b"\0")

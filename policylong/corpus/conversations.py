@@ -48,7 +48,8 @@ def read_conversations(files: list[pathlib.Path]) -> Iterator[Conversation]:
     try:
       for _, size, value in read_objects(path):
         reason = value if isinstance(value, str) else _why_not(value.get("messages"))
-        messages = [] if reason else [{"role": m["role"], "content": m["content"]} for m in value["messages"]]
+        given = [] if isinstance(value, str) or reason else value["messages"]
+        messages = [{"role": m["role"], "content": m["content"]} for m in given]
         yield Conversation(size, messages, reason)
     except Unreadable as error:
       yield Conversation(0, [], reason_of(error, path, len(files) == 1))

@@ -151,7 +151,8 @@ def _decompressed(codec: str, raw: io.BufferedReader) -> Stream:
     return io.BufferedReader(pa.CompressedInputStream(raw, "zstd"), _BLOCK)
   if codec == "gzip":
     return gzip.GzipFile(fileobj=raw)
-  return {"": lambda file: file, "bzip2": bz2.BZ2File, "xz": lzma.LZMAFile}[codec](raw)
+  openers: dict[str, Callable] = {"": lambda file: file, "bzip2": bz2.BZ2File, "xz": lzma.LZMAFile}
+  return openers[codec](raw)
 
 
 def _matches(pattern: str) -> list[str]:

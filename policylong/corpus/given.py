@@ -13,6 +13,7 @@ import os
 import pathlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -58,7 +59,8 @@ class GivenSequences:
         sequences than rounds.
     """
     self._seed, self._rounds, self._vocab_size = config.seed, config.rounds, vocab_size
-    self._boundaries, self._bad = config.method_options.given_boundaries, Counter()
+    self._boundaries = config.method_options.given_boundaries
+    self._bad: Counter[str] = Counter()
     self._files: list[tuple[config_lib.Source, _File]] = []
     for source in config.corpus.sources:
       self._files += [(source, file) for file in self._open(source)]
@@ -85,7 +87,8 @@ class GivenSequences:
       places = np.sort(order[start:min(start + at_a_time, last)])
       numbers = np.searchsorted(self._first, places, side="right") - 1
       for number in np.unique(numbers).tolist():
-        yield from self._read(*self._files[number], (places[numbers == number] - self._first[number]).tolist())
+        source, file = self._files[number]
+        yield from self._read(source, file, (places[numbers == number] - self._first[number]).tolist())
 
   def summary(self) -> dict:
     """What `corpus.Corpus.summary` says, of sequences: they count as documents, and there are no chunks."""
@@ -143,7 +146,7 @@ class GivenSequences:
     return values.astype(np.int32)
 
 
-def _cuts(value: object, tokens: int, name: str, place: str) -> tuple[int, ...]:
+def _cuts(value: Any, tokens: int, name: str, place: str) -> tuple[int, ...]:
   """Where documents begin and end, 0 and `tokens` among them; pairs [start, end), or the places alone."""
   if not name:
     return (0, tokens)

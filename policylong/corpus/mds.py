@@ -213,7 +213,8 @@ def _decoder(encoding: str) -> Callable[[bytes], object]:
   if name in _SCALARS:
     return lambda data: np.frombuffer(data, _little(_SCALARS[name]))[0].item()
   # Text stays bytes: whoever reads it says what is to happen where it is no UTF-8.
-  return {"str": bytes, "bytes": bytes, "json": json.loads, "str_int": int}[name]
+  decoders: dict[str, Callable] = {"str": bytes, "bytes": bytes, "json": json.loads, "str_int": int}
+  return decoders[name]
 
 
 def _array_decoder(dtype: str, shape: tuple[int, ...] | None) -> Callable[[bytes], np.ndarray]:

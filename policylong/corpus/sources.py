@@ -110,7 +110,7 @@ def source_at(name: str, path: str) -> config_lib.Source:
   else:
     kind = "text" if expanded.endswith(".txt") else "jsonl"
   id_field = "" if kind == "parquet" and not parquet.has_column(expanded, "id") else "id"
-  return config_lib.Source(name=name, kind=kind, path=path, id_field=id_field, text_field="text", split="")
+  return config_lib.Source(name=name, kind=kind, path=paths.Path(path), id_field=id_field, text_field="text", split="")
 
 
 def source_files(source: config_lib.Source) -> list[pathlib.Path]:

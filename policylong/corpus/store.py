@@ -72,6 +72,7 @@ def in_words(summary: dict) -> str:
 
 def _state(config: config_lib.Corpus) -> tuple[str, int]:
   """(hash of the sources' settings and files as they are now, bytes of all files)."""
+  parts: list[list]
   parts, total = [[READER, builder.FORMAT, config.chunk_chars]], 0
   for source in config.sources:
     parts.append([source.name, source.kind, source.path, source.id_field, source.text_field, source.split])

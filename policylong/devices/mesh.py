@@ -79,7 +79,7 @@ def data_mesh(devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
                            axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def on_each_device(function: Callable, mesh: jax.sharding.Mesh, arrays: int) -> Callable:
+def on_each_device(function: Callable, mesh: jax.sharding.Mesh, arrays: int) -> jax.stages.Wrapped:
   """`function(whole, *arrays)` compiled such that every device of `mesh` computes its own rows of the arrays.
 
   `whole`, such as weights, lies on each device, and nothing is sent between them.

@@ -31,7 +31,7 @@ class Answers:
     with self._path.open("a") as file:
       file.write("".join(json.dumps(answer) + "\n" for answer in answers))
 
-  def all(self) -> dict[int, dict]:
+  def all(self) -> dict[int | str, dict]:
     """What all processes have written, by index."""
     found = {}
     for path in sorted(self._directory.glob("answers-*.jsonl")):

@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from policylong.corpus.sources import read_source
 from policylong.devices import hosts
 from policylong.errors import UserError
 from policylong.evaluation.results import Options
 from policylong.model.tokenizer import encode
+from policylong.storage.progress import Bar
 from policylong.storage.workdir import write_atomically
 
 log = logging.getLogger(__name__)
@@ -79,8 +79,8 @@ def nlls(score: Callable[[list[np.ndarray]], list[np.ndarray]], rows: Sequence[n
   groups = [rows[start:start + _GROUP] for start in range(0, len(rows), _GROUP)]
   paths = [epath.Path(directory) / f"{_hash(group)}.npy" for group in groups]
   mine = [index for index in hosts.share(len(groups)) if not paths[index].exists()]
-  with tqdm(desc=title, total=sum(np.size(groups[index]) for index in mine), unit="tok", unit_scale=True,
-            disable=not mine) as bar:
+  with Bar(desc=title, total=sum(np.size(groups[index]) for index in mine), unit="tok", unit_scale=True,
+           disable=not mine) as bar:
     for index in mine:
       buffer = io.BytesIO()
       np.save(buffer, np.stack(score(list(groups[index]))).astype(np.float32))

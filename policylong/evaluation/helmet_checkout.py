@@ -10,7 +10,6 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -105,7 +104,7 @@ class Checkout:
                       "them")
 
   @contextlib.contextmanager
-  def _imported(self, arguments: Sequence[str]) -> Iterator[ModuleType]:
+  def _imported(self, arguments: Sequence[str]) -> Iterator[Any]:
     """HELMET's eval.py with its arguments, in its folder; what it imports and sets is gone afterwards."""
     own = {path.stem for path in self.directory.glob("*.py")}
     hidden = {name: sys.modules.pop(name) for name in own if name in sys.modules}
@@ -128,7 +127,7 @@ class Checkout:
       sys.modules.update(hidden)
 
 
-def _model(model_utils: ModuleType, policy, arguments: Any):
+def _model(model_utils: Any, policy, arguments: Any):
   """`policy` as one of HELMET's models: prompts are made and cut by HELMET's own code for local models."""
 
   class Model(model_utils.HFModel):

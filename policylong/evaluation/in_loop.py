@@ -8,10 +8,11 @@ from policylong.errors import UserError
 from policylong.evaluation import helmet, lm_eval_tasks, longbench2, ruler, ruler_package
 from policylong.evaluation.benchmarks import claimants, evaluate
 from policylong.evaluation.policy import Policy
-from policylong.evaluation.results import Options, check_lengths, read
+from policylong.evaluation.results import Options, check_lengths
 from policylong.model.qwen import ModelConfig
 from policylong.model.tokenizer import end_tokens
-from policylong.storage.workdir import Workdir, write_json
+from policylong.storage.workdir import Workdir, read_json, write_json
+from policylong.training import scalars
 from policylong.training.metrics import write_scalars
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class RoundEvaluation:
     step = int(state.step)
     evaluate(self._policy(state.params, step, tokenizer, mesh), self._config.eval.tasks, self._options(index), folder)
     if hosts.is_first():
-      values = scalars(read(folder / "results.json"))
+      values = scalars.of_evaluation(read_json(folder / "results.json"))
       write_scalars(self._workdir, step, values)
       log.info("%s: %s", f"after round {index}" if index else "base model",
                ", ".join(f"{name.removeprefix('evaluation/')} {value:.3f}" for name, value in values.items()))
@@ -72,9 +73,3 @@ class RoundEvaluation:
         documents=config.documents if config.documents.path else None, short_window=config.short_window,
         evaluator=self._config.model.path if index else None,
         keys_dir=str(self._workdir.round(0).evaluation / "key_tokens"))
-
-
-def scalars(results) -> dict[str, float]:
-  """{name for TensorBoard: value} of results."""
-  return {f"evaluation/{task}/{length}" if length else f"evaluation/{task}": result.value
-          for task, lengths in results.items() for length, result in lengths.items() if result.value is not None}

@@ -116,7 +116,8 @@ class PolicyLM(TemplateLM):
   def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
     """What the policy writes after each context, before the first of the task's stop strings."""
     # A request that samples comes several times to be answered several times.
-    times, questions = collections.Counter(), []
+    times: collections.Counter[tuple[str, str]] = collections.Counter()
+    questions = []
     for context, arguments in (request.args for request in requests):
       arguments = normalize_gen_kwargs(arguments, _MOST_NEW_TOKENS)
       question = (context, json.dumps(arguments, sort_keys=True, default=str))

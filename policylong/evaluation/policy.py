@@ -126,7 +126,8 @@ class Policy:
       progress(sum(len(members) for _, members in group))
     return result
 
-  def token_nlls(self, rows: Sequence[Sequence[int]], progress: Callable[[int], None] = _nothing) -> list[np.ndarray]:
+  def token_nlls(self, rows: Sequence[Sequence[int] | np.ndarray],
+                 progress: Callable[[int], None] = _nothing) -> list[np.ndarray]:
     """The nll in nats of each token given those before it, float32[T], NaN at token 0.
 
     Args:
@@ -149,7 +150,7 @@ class Policy:
       targets.append(np.concatenate([np.asarray(requests[i][1], np.int32) for i in members]))
     return self._scorer.choices(rows, targets, count)
 
-  def _check(self, what: str, tokens: Sequence[int], new: int) -> None:
+  def _check(self, what: str, tokens: Sequence[int] | np.ndarray, new: int) -> None:
     if not len(tokens):
       raise UserError(f"{what} has no token: give it one at least, the tokenizer's first or end token for example")
     if len(tokens) + new > self.window:

@@ -12,7 +12,6 @@ import json
 from collections.abc import Sequence
 
 from etils import epath
-from tqdm import tqdm
 
 from policylong.devices import hosts
 from policylong.errors import UserError
@@ -21,6 +20,7 @@ from policylong.evaluation.results import Options, Result, check_lengths
 from policylong.evaluation.ruler_package import TASKS, Package, Task
 from policylong.evaluation.ruler_prompts import PromptSets
 from policylong.storage.checksums import sha256_of_texts
+from policylong.storage.progress import Bar
 
 PROTOCOLS = {"nvidia": 500, "helmet": 100}  # samples
 _HELMET_LONG = ("niah_multikey_3", "niah_multiquery", "cwe")
@@ -91,7 +91,7 @@ def _answer(policy, task: Task, length: int, records: list[dict], options: Optio
   answers = Answers(directory)
   most_new = new_tokens(task, options.protocol)
   mine = [index for index in hosts.share(len(records)) if index not in answers.known]
-  with tqdm(desc=f"{task.name} {length}", total=len(mine), unit="prompt", disable=not mine) as bar:
+  with Bar(desc=f"{task.name} {length}", total=len(mine), unit="prompt", disable=not mine) as bar:
     for start in range(0, len(mine), _GROUP):
       group = mine[start:start + _GROUP]
       tokens = [prompt_tokens(policy.tokenizer, task, records[index], options) for index in group]

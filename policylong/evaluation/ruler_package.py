@@ -123,7 +123,8 @@ class Package:
                "--random_seed", str(seed), "--template", described.template]
     for name, value in described.arguments.items():
       command += [f"--{name}", str(value)]
-    environment = {**os.environ, "PYTHONPATH": str(self.directory), "NLTK_DATA": str(self.directory / "nltk_data"),
+    modules = os.pathsep.join([str(self.directory), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": modules, "NLTK_DATA": str(self.directory / "nltk_data"),
                    "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     with tempfile.TemporaryFile() as said:
       code = _run(command, environment, said, _PATIENCE + length / _TOKENS_A_SECOND)

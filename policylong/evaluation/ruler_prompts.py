@@ -13,6 +13,7 @@ import os
 import pathlib
 import tempfile
 import time
+from typing import Any
 
 from policylong.errors import UserError
 from policylong.evaluation.ruler_package import Package
@@ -32,7 +33,8 @@ class PromptSets:
 
   def __init__(self, package: Package, tokenizer, directory: pathlib.Path, *, seed: int, count: int):
     self._package, self._tokenizer, self._directory = package, tokenizer, directory
-    self._key = {"seed": seed, "count": count, "version": RULER_VERSION, "tokenizer": tokenizer_hash(tokenizer)}
+    self._key: dict[str, Any] = {"seed": seed, "count": count, "version": RULER_VERSION,
+                                 "tokenizer": tokenizer_hash(tokenizer)}
 
   def path(self, task: str, length: int) -> pathlib.Path:
     """The folder of a set."""

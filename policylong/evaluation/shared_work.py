@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from etils import epath
-from tqdm import tqdm
 
 from policylong.devices import hosts
 from policylong.evaluation.answers import Answers
+from policylong.storage.progress import Bar
 
 # What is asked between two writings of answers: so many questions, or so many characters, about a million tokens.
 _QUESTIONS = 1024
@@ -33,7 +33,7 @@ def answered(questions: Sequence[tuple], answer: Callable[[list[tuple], Callable
   names = [hashlib.sha256(repr(question).encode()).hexdigest() for question in different]
   kept = Answers(directory)
   mine = [i for i in hosts.share(len(different)) if names[i] not in kept.known]
-  with tqdm(desc=what, total=len(mine), disable=not hosts.is_first()) as bar:
+  with Bar(desc=what, total=len(mine), disable=not hosts.is_first()) as bar:
     for some in _some_at_a_time(mine, different):
       found = answer([different[i] for i in some], bar.update)
       kept.add([{"index": names[i], "answer": each} for i, each in zip(some, found, strict=True)])

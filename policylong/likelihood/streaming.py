@@ -57,7 +57,8 @@ def token_likelihood(hidden: jax.Array, output_matrix: jax.Array, targets: jax.A
   """
   targets = local_targets(targets, output_matrix, axis_name)
   def block(arrays):
-    return _block_statistics(*arrays, output_matrix, vocab_block)
+    hidden, targets = arrays
+    return _block_statistics(hidden, targets, output_matrix, vocab_block)
   statistics, target_logit = map_tokens(block, (hidden, targets), token_block)
   if axis_name is not None:
     statistics = _merge(statistics, lambda x: lax.pmax(x, axis_name), lambda x: lax.psum(x, axis_name))

@@ -88,18 +88,19 @@ class Programs:
 
   def abstract_prompts(self, rows: int, places: int) -> Cache:
     """Shapes and shardings of the cache that prompts are read into."""
-    model = self._model
-    shape = (model.num_layers, rows, model.num_kv_heads, places, model.head_dim)
-    leaf = jax.ShapeDtypeStruct(shape, self._dtype, sharding=self._stacked)
+    leaf = jax.ShapeDtypeStruct(self._stacked_shape(rows, places), self._dtype, sharding=self._stacked)
     return Cache(leaf, leaf)
 
   def abstract_cache(self, rows: int, places: int) -> Cache:
     """Shapes and shardings of the slots' cache."""
-    stacked = self.abstract_prompts(rows, places)
     if not self._apart:
-      return stacked
-    layer = jax.ShapeDtypeStruct(stacked.k.shape[1:], self._dtype, sharding=self.rows)
+      return self.abstract_prompts(rows, places)
+    layer = jax.ShapeDtypeStruct(self._stacked_shape(rows, places)[1:], self._dtype, sharding=self.rows)
     return Cache(*((layer,) * self._model.num_layers for _ in range(2)))
+
+  def _stacked_shape(self, rows: int, places: int) -> tuple[int, ...]:
+    model = self._model
+    return model.num_layers, rows, model.num_kv_heads, places, model.head_dim
 
   def _compiled(self, function, arguments, results, donate):
     def over_devices(*arrays, **sizes):

@@ -21,12 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
-import tqdm
 
 from policylong.errors import UserError
 from policylong.model import gguf_file, hf_config
 from policylong.model.names import NAMES, Tensor, ignored, lookup, our_shape, tensors, to_ours, to_theirs
 from policylong.model.qwen import ModelConfig, Params, abstract_params
+from policylong.storage.progress import Bar
 from policylong.storage.workdir import new_directory
 
 _INDEX = "model.safetensors.index.json"
@@ -102,24 +102,23 @@ def _check(source: Source, config: ModelConfig, wanted: list[Tensor]) -> None:
 def _read(source: Source, config: ModelConfig, wanted: list[Tensor], abstract: Params) -> Params:
   """Fills one stacked host array after another and puts each on the devices."""
   params = jax.tree.map(lambda leaf: None, abstract)
-  progress = tqdm.tqdm(total=len(wanted), desc="reading weights", unit="tensor", leave=False,
-                       disable=True if jax.process_index() else None)
-  for entry in NAMES:
-    target = lookup(abstract, entry.path)
-    if target is None:
-      continue
-    host = np.empty(target.shape, target.dtype)
-    shape = our_shape(target, entry)
-    for tensor in (tensor for tensor in wanted if tensor.entry is entry):
-      read = host[... if tensor.layer is None else tensor.layer]
-      read[...] = to_ours(entry, source.read(tensor), shape)
-      if not all_finite(read):
-        raise UserError(f"tensor {tensor.name} in {source.where} holds NaN or infinite values: the file is damaged, or "
-                        "its training went wrong")
-      progress.update()
-    parent = lookup(params, entry.path[:-1])
-    parent[entry.path[-1]] = _place(host, target.sharding)
-  progress.close()
+  with Bar(total=len(wanted), desc="reading weights", unit="tensor", leave=False,
+           disable=True if jax.process_index() else None) as bar:
+    for entry in NAMES:
+      target = lookup(abstract, entry.path)
+      if target is None:
+        continue
+      host = np.empty(target.shape, target.dtype)
+      shape = our_shape(target, entry)
+      for tensor in (tensor for tensor in wanted if tensor.entry is entry):
+        read = host[... if tensor.layer is None else tensor.layer]
+        read[...] = to_ours(entry, source.read(tensor), shape)
+        if not all_finite(read):
+          raise UserError(f"tensor {tensor.name} in {source.where} holds NaN or infinite values: the file is damaged, "
+                          "or its training went wrong")
+        bar.update()
+      parent = lookup(params, entry.path[:-1])
+      parent[entry.path[-1]] = _place(host, target.sharding)
   return params
 
 
@@ -151,9 +150,9 @@ class SafetensorsSource:
   """
   kind = "hf"
 
-  def __init__(self, path: pathlib.Path, files: list[pathlib.Path], stack: ExitStack, tied: bool):
+  def __init__(self, path: pathlib.Path, files: Sequence[pathlib.Path], stack: ExitStack, tied: bool):
     self.where = str(path)
-    self._stored = {}  # name: (opened file, name there)
+    self._stored: dict[str, tuple] = {}  # name: (opened file, name there)
     opened = [(file, self._open(file, stack)) for file in files]
     bare = any("embed_tokens.weight" in reader.keys() for _, reader in opened)  # noqa: SIM118 (no mapping)
     for file, reader in opened:

@@ -58,7 +58,7 @@ def from_dict(values: dict, where: str) -> ModelConfig:
     experts = " (a mixture of experts)" if family in _MOE or "moe" in str(family) else ""
     raise UserError(f"{where} says model_type {family!r}{experts}; supported are {', '.join(FAMILIES)}")
 
-  def get(name: str, default=None, kind: type = int):
+  def get(name: str, default=None, kind: type[Any] = int):
     value = values.get(name)
     value = default if value is None else value
     if value is None:

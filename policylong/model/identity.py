@@ -58,5 +58,5 @@ def check_base(workdir: Workdir, name: str, now: dict[str, str]) -> None:
 
 
 def _differ(before: str, now: str) -> bool:
-  before, now = json.loads(before), json.loads(now)
-  return any(before[field] != now[field] for field in before.keys() & now.keys())
+  old, new = json.loads(before), json.loads(now)
+  return any(old[field] != new[field] for field in old.keys() & new.keys())

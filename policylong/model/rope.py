@@ -142,7 +142,7 @@ class Yarn(Scaling):
     return head_dim * math.log(self.original_max_positions / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
 
-SCALINGS = {kind.rope_type: kind for kind in (Linear, Llama3, Divided, Yarn)}
+SCALINGS: dict[str, type[Scaling]] = {kind.rope_type: kind for kind in (Linear, Llama3, Divided, Yarn)}
 
 
 def to_dict(scaling: Scaling | None) -> dict[str, Any] | None:
@@ -154,7 +154,7 @@ def from_dict(values: dict[str, Any] | None) -> Scaling | None:
   """The scaling that `to_dict` wrote; raises KeyError or TypeError for anything else."""
   if values is None:
     return None
-  fields = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+  fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
   return SCALINGS[fields.pop("rope_type")](**fields)
 
 

@@ -4,6 +4,7 @@ The page shows DONE.json's numbers; where the two differ, it says so.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ def summary(round_: RoundData) -> dict:
 
 def counted(round_: RoundData) -> dict:
   """The counts of DONE.json, from the tables alone; a table that is not there leaves its keys out."""
-  result = {}
+  result: dict[str, Any] = {}
   roots, anchors = round_.rows("roots"), round_.columns("anchors", ("doc_id",))
   if roots is not None:
     result["roots"] = roots
@@ -54,7 +55,8 @@ def acceptance(round_: RoundData) -> dict[str, dict]:
     return {}
   if (verified := round_.verified_pairs) is not None:
     groups["other"] = verified - groups["own"][0], groups["other"][1]
-  groups["retrieved"] = tuple(a + b for a, b in zip(groups["own"], groups["other"]))
+  own, other = groups["own"], groups["other"]
+  groups["retrieved"] = own[0] + other[0], own[1] + other[1]
   return {name: {"pairs": pairs, "accepted": accepted, "rate": accepted / pairs if pairs else None}
           for name, (pairs, accepted) in groups.items()}
 

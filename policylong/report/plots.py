@@ -66,8 +66,8 @@ def anchors(run: Run) -> Markup | None:
   for position, round_ in enumerate(run.rounds):
     found, roots = round_.columns("anchors", ("doc_id",)), round_.columns("roots", ("doc_id",))
     if found is not None and roots is not None and len(roots["doc_id"]):
-      names, per_root = np.unique(found["doc_id"].astype(str), return_counts=True)
-      per_root = dict(zip(names.tolist(), per_root.tolist()))
+      names, counts = np.unique(found["doc_id"].astype(str), return_counts=True)
+      per_root = dict(zip(names.tolist(), counts.tolist()))
       drawn.append((position, round_, np.array([per_root.get(doc_id, 0) for doc_id in roots["doc_id"]])))
   if not drawn:
     return None
@@ -236,7 +236,7 @@ def loss(run: Run) -> Markup | None:
   axes = Axes((min(steps), max(steps)), (min(finite) - 0.08 * spread, max(finite) + 0.12 * spread),
               "training step", "loss (nats per token)")
   ticks = [tick for tick in nice_ticks(min(steps), max(steps), 6) if tick == int(tick)]
-  axes.x_ticks(ticks, map(count, ticks))
+  axes.x_ticks(ticks, [count(tick) for tick in ticks])
   axes.y_ticks(ticks := nice_ticks(min(finite), max(finite)), [f"{tick:g}" for tick in ticks])
   for position, index in enumerate(sorted({row["round"] for row in run.metrics if "round" in row})):
     inside = [row["step"] for row in run.metrics if row.get("round") == index]

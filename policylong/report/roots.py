@@ -90,7 +90,7 @@ def round_roots(run: Run, round_: RoundData, texts: ChunkTexts, top: float) -> l
 
 
 def _by_root(columns) -> dict[str, list[dict]]:
-  rows = {}
+  rows: dict[str, list[dict]] = {}
   if columns is not None:
     for values in zip(*columns.values()):
       row = dict(zip(columns, values))
@@ -105,7 +105,7 @@ class _Root:
     self.key, self.root, self.top, self.positives = key, root, top, positives
     self.epsilon, self.loss_margin = epsilon, loss_margin
     self.anchors = {int(anchor["position"]): anchor for anchor in anchors}
-    self.verdicts = {}
+    self.verdicts: dict[int, list[dict]] = {}
     for row in verdicts:
       self.verdicts.setdefault(int(row["position"]), []).append(row)
     self.shown = sorted(self.anchors, key=self._worth, reverse=True)[:most]

@@ -125,7 +125,6 @@ class Run:
   metrics: list[dict]
   rounds: list[RoundData]
   final: dict
-  final_offpolicy: dict | None
   notes: list[str]
   evaluations: list[Evaluation]
 
@@ -137,6 +136,12 @@ class Run:
         return default
       value = value[part]
     return value
+
+  @functools.cached_property
+  def final_offpolicy(self) -> dict | None:
+    """The last round's dependencies as the final policy sees them; None where they are not there."""
+    path = Workdir(self.directory).directory / "offpolicy.parquet"
+    return read_columns(path, ("gain_then", "gain_now", "rejected"), self.notes) if path.exists() else None
 
   @property
   def screened(self) -> bool:
@@ -158,7 +163,7 @@ def read_run(workdir: Workdir) -> Run:
   if not workdir.directory.is_dir():
     raise UserError(f"--workdir is {workdir.directory}, which is not a directory; "
                     "wanted the working directory of a run")
-  notes = []
+  notes: list[str] = []
   config = _json(workdir.directory / "config.json", notes, "config.json")
   corpus = _json(workdir.corpus_json, notes, "corpus.json")
   final = _json(workdir.final_json, [], "final.json")
@@ -170,9 +175,7 @@ def read_run(workdir: Workdir) -> Run:
   evaluations = [evaluation for index in found if (evaluation := _evaluation(workdir.round(index), notes))]
   if not rounds:
     notes.append("There is no round in rounds/ yet.")
-  path = workdir.directory / "offpolicy.parquet"  # the last round's dependencies under the final policy
-  again = read_columns(path, ("gain_then", "gain_now", "rejected"), notes) if path.exists() else None
-  return Run(str(workdir.directory), config, corpus, metrics, rounds, final, again, notes, evaluations)
+  return Run(str(workdir.directory), config, corpus, metrics, rounds, final, notes, evaluations)
 
 
 def read_columns(path, columns: Sequence[str], notes: list[str], doc_ids: Sequence[str] | None = None) -> dict | None:
@@ -208,7 +211,7 @@ def _use(path, columns, notes, action):
 
 
 def _round(folder: Round, screened: bool) -> RoundData:
-  notes = []
+  notes: list[str] = []
   finished = folder.done
   path = folder.done_path if finished else folder.screened_path
   summary = _json(path, notes, path.name) if path.exists() else {}

@@ -32,6 +32,21 @@ def of(part, whole) -> str:
   return f"{count(part)} of {count(whole)}"
 
 
+def duration(seconds) -> str:
+  """A time as people say it: "45 seconds", "12 minutes", "2 h 05 min", "3.2 days"."""
+  if _absent(seconds):
+    return NONE
+  seconds = max(0.0, seconds)
+  if seconds < 89.5:
+    return plural(round(seconds), "second")
+  minutes = round(seconds / 60)
+  if minutes < 90:
+    return f"{minutes} minutes"
+  if minutes < 36 * 60:
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+  return f"{seconds / 86400:.1f} days"
+
+
 def setting(value) -> str:
   """A config value as a person would write it."""
   return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

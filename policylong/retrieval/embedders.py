@@ -1,7 +1,7 @@
 """What an embedder is, and the one that a config names."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -39,7 +39,7 @@ def make_embedder(config: config_lib.Retrieval) -> Embedder:
   """
   if config.embedder == "hashed":
     return HashedNgrams()
-  settings = {"sha256": config.embedder_sha256, "max_tokens": config.embedder_max_tokens,
+  settings: dict[str, Any] = {"sha256": config.embedder_sha256, "max_tokens": config.embedder_max_tokens,
               "batch": config.embedder_batch}
   if config.embedder == "qwen3":
     return QwenEmbedder(config.embedder_path, instruction=config.query_instruction, **settings)

@@ -49,7 +49,7 @@ class HashedNgrams:
       code = zlib.crc32(feature.encode())
       weight = _CHARACTER_WEIGHT if feature[0] == "#" else 1.0
       vector[(code >> 1) % self.dim] += (1 if code & 1 else -1) * weight * (1 + np.log(count))
-    length = np.linalg.norm(vector)
+    length = float(np.linalg.norm(vector))
     if not length:
       vector[0] = length = 1.0
     return (vector / length).astype(np.float32)

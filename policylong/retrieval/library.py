@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
 
@@ -30,12 +31,14 @@ class CorpusLibrary:
   def __init__(self, config: config_lib.Config, corpus: Corpus | GivenSequences, tokenizer, embedder: Embedder | None,
                index: VectorIndex | None):
     """Reads `corpus`; without an embedder or index, what needs them fails unless the search is by BM25."""
-    self._config, self._corpus, self._tokenizer = config, corpus, tokenizer
+    self._config, self._tokenizer = config, tokenizer
+    self._corpus = cast(Any, corpus)  # which of the two it is, the method knows
     self._embedder, self._index = embedder, index
     self.chunk_chars = config.corpus.chunk_chars
     self.separator = self.tokens(config.synthesis.separator)
     # A chunk of more tokens than a sequence is cut there anyhow.
-    self._chunk_tokens = ChunkTokens(corpus, tokenizer, config.synthesis.separator, config.synthesis.sequence_length)
+    self._chunk_tokens = ChunkTokens(self._corpus, tokenizer, config.synthesis.separator,
+                                     config.synthesis.sequence_length)
     # A method asks for a document's text and tokens a few times in a row.
     self.document_tokens = functools.lru_cache(maxsize=256)(self._document_tokens)
 

@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -158,7 +159,7 @@ def _layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
 def _read_config(path: pathlib.Path) -> BertConfig:
   try:
     values = json.loads(path.read_text(encoding="utf-8"))
-    config = BertConfig(**{field.name: field.type(values[field.name]) for field in dataclasses.fields(BertConfig)})
+    config = BertConfig(**{name: kind(values[name]) for name, kind in get_type_hints(BertConfig).items()})
   except OSError as error:
     raise UserError(f"{path} cannot be read ({error.strerror}): retrieval.embedder_path must be a folder with "
                     "config.json, tokenizer.json and model.safetensors") from error

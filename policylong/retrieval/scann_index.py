@@ -78,16 +78,17 @@ class ScannIndex:
     rows = checked_rows(rows)
     leaves = number_of_leaves(len(rows), leaves)
     _check_memory(rows, leaves)
+    count, dim = rows.shape
     builder = scann_ops_pybind.builder(rows, TUNED_AT, "dot_product")
     if not leaves:
-      return cls(builder.score_brute_force().build(), *rows.shape, 0, 0, [])
+      return cls(builder.score_brute_force().build(), count, dim, 0, 0, [])
     if not len(queries):
       raise ValueError("a tree is tuned on queries, and there are none")
     # ScaNN's default, random centres, gives another tree at each build; k-means++ gives the same bytes.
     searcher = (builder.tree(leaves, leaves, random_init=False)
                 .score_ah(2, anisotropic_quantization_threshold=0.2)
                 .reorder(_REORDERED, quantize=scann_builder.ReorderType.BFLOAT16).build())
-    index = cls(searcher, *rows.shape, leaves, leaves, [])
+    index = cls(searcher, count, dim, leaves, leaves, [])
     index._tune(checked_queries(queries[:TUNING_QUERIES], index.dim, TUNED_AT), rows, target_recall)
     return index
 

@@ -38,7 +38,8 @@ class ShardedIndex:
       of_all = [np.concatenate(hosts.all_gather(x.T)).T for x in found]
       mine = slice(max(first, start), min(first + _QUERIES, start + len(queries)))
       if mine.start < mine.stop:
-        merged = merge(*(x[mine.start - first:mine.stop - first] for x in of_all), k)
+        all_rows, all_scores = (x[mine.start - first:mine.stop - first] for x in of_all)
+        merged = merge(all_rows, all_scores, k)
         for out, part in zip((rows, scores), merged):
           out[mine.start - start:mine.stop - start] = part
     return rows, scores

@@ -24,7 +24,6 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from policylong import config as config_lib
 from policylong import paths
@@ -36,6 +35,7 @@ from policylong.retrieval.files import sha256_of, version_of
 from policylong.retrieval.index import VectorIndex
 from policylong.retrieval.scann_index import LEAST_ROWS, TUNING_QUERIES, ScannIndex, number_of_leaves
 from policylong.retrieval.sharded import ShardedIndex
+from policylong.storage.progress import Bar
 from policylong.storage.workdir import read_json, write_json
 
 SHARD_ROWS = 2048
@@ -142,8 +142,8 @@ def _rows(corpus: Chunks, part: range, embedder: Embedder, directory: pathlib.Pa
   written = {}
   there = sum(path.exists() for path in paths) * SHARD_ROWS
   # `initial` is left out of the rate, so that it is this process's own.
-  with tqdm(total=len(part), initial=min(there, len(part)), desc="embedding the corpus", unit="chunk",
-            disable=bool(hashes) or not hosts.is_first()) as bar:
+  with Bar(total=len(part), initial=min(there, len(part)), desc="embedding the corpus", unit="chunk",
+           disable=bool(hashes) or not hosts.is_first()) as bar:
     for start, path in zip(part[::SHARD_ROWS], paths):
       shard = rows[start - part.start:start - part.start + SHARD_ROWS]
       if path.exists():

@@ -56,7 +56,8 @@ def choose(rows: Rows, rate: float, filling: Filling) -> np.ndarray:
   np.multiply.at(none, rows.root[rows.paid], 1 - rows.promise[rows.paid])
   np.add.at(positives, rows.root[rows.paid], gives[rows.paid])
   expected = sum(_expected(filling, *root) for root in zip(rows.root_tokens, positives, none))
-  best, last = (math.inf, 0), 0
+  best: tuple[float, int] = (math.inf, 0)
+  last = 0
   for place, row in enumerate(order, start=1):
     root = rows.root[row]
     if not rows.paid[row]:

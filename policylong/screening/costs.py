@@ -43,7 +43,7 @@ class Costs:
 
   def summary(self) -> dict:
     """Tokens and rows and, with a budget, the share of all positives that it found, with a 95% interval."""
-    result = {"tokens": self._tokens, "rows": self._rows}
+    result: dict = {"tokens": self._tokens, "rows": self._rows}
     if self._budgeted:
       there = sum(self._there)
 

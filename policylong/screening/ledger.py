@@ -73,7 +73,7 @@ class Ledger:
     """Roots in order, each with its positives, best first."""
     doc_ids = scored["doc_id"].to_numpy(zero_copy_only=False)
     sizes, root_tokens = scored["chunk_tokens"].to_numpy(), scored["root_tokens"].to_numpy()
-    starts = np.flatnonzero(np.concatenate([[True], doc_ids[1:] != doc_ids[:-1]])) if len(doc_ids) else []
+    starts = np.flatnonzero(np.concatenate([[True], doc_ids[1:] != doc_ids[:-1]])[:len(doc_ids)])
     for start, end in zip(starts, [*starts[1:], len(doc_ids)]):
       own = start + np.argsort(-gain[start:end], kind="stable")
       self.filling.add(int(root_tokens[start]), sizes[own[gain[own] > 0]].tolist())

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from policylong import config as config_lib
 from policylong.devices import hosts
 from policylong.screening.scorer import Scorer
 from policylong.storage import tables
+from policylong.storage.progress import Bar
 from policylong.storage.workdir import Round
 from policylong.synthesis.storage import sequence_paths, write_records
 from policylong.training.batches import Sequences
@@ -46,8 +46,8 @@ def select(round_: Round, scorer: Scorer, training: config_lib.Training, length:
   """
   sequences = Sequences(sequence_paths(round_.sequences), length, vocab_size)
   shards = [range(start, min(start + _SHARD, len(sequences))) for start in range(0, len(sequences), _SHARD)]
-  with tqdm(desc=f"round {round_.index} long-short gap", unit="tok", unit_scale=True, mininterval=1.0,
-            disable=not hosts.is_first()) as bar:
+  with Bar(desc=f"round {round_.index} long-short gap", unit="tok", unit_scale=True, mininterval=1.0,
+           disable=not hosts.is_first()) as bar:
     for shard in hosts.share(len(shards)):
       if not round_.shard("gaps", shard).exists():
         gap, long = gaps(lambda rows: [nll for _, nll in scorer.traces(rows, bar.update)],

@@ -10,7 +10,6 @@ import dataclasses
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from tqdm import tqdm
 
 from policylong.corpus.texts import ChunkTokens
 from policylong.devices import hosts
@@ -20,6 +19,7 @@ from policylong.screening.scorer import Policy
 from policylong.screening.screen import of_all_processes
 from policylong.screening.verify import Pair, planned_tokens, verify
 from policylong.storage import tables
+from policylong.storage.progress import Bar
 from policylong.storage.workdir import Round, read_json
 
 
@@ -77,8 +77,8 @@ def recheck(previous: Round, policy: Policy, chunk_tokens: ChunkTokens, most_pos
     then.setdefault((doc_id, chunk_id), {})[position] = gain, right
   pairs = [Pair(doc_id, root_of[doc_id].tokens, np.asarray(sorted(positions[doc_id]), np.int32),
                 chunk_tokens(chunk_id)) for doc_id, chunk_id in then]
-  with tqdm(desc=f"round {previous.index} re-verified", total=planned_tokens(pairs), unit="tok", unit_scale=True,
-            mininterval=1.0, disable=not hosts.is_first()) as bar:
+  with Bar(desc=f"round {previous.index} re-verified", total=planned_tokens(pairs), unit="tok", unit_scale=True,
+           mininterval=1.0, disable=not hosts.is_first()) as bar:
     readings = verify(policy.scorer, pairs, most_positions, bar.update)
   result = []
   for pair, ((doc_id, chunk_id), known), reading in zip(pairs, then.items(), readings):

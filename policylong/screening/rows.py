@@ -42,7 +42,7 @@ def choose_rows(config: config_lib.Screening, roots: pa.Table, anchors: Sequence
   control = np.array([not own for _, own in proposals], bool)
   chunk_tokens = np.array([len(pair.chunk) for pair in pairs], np.int64)
   tokens = chunk_tokens + np.array([len(pair.window) for pair in pairs], np.int64)
-  columns = {
+  columns: dict = {
       "doc_id": [doc_id for (doc_id, _), _ in proposals], "chunk_id": [chunk_id for (_, chunk_id), _ in proposals],
       "control": control, "root_tokens": np.array([len(pair.root) for pair in pairs], np.int64),
       "chunk_tokens": chunk_tokens, "tokens": tokens,
@@ -75,10 +75,10 @@ def _features(config: config_lib.Screening, anchors: Sequence[Anchor], pairs: Se
     if own:
       rows.setdefault(doc_id, []).append(i)
   result = np.zeros((len(pairs), len(FEATURES)), np.float32)
-  for doc_id, own in rows.items():
-    pair = pairs[own[0]]
-    result[own] = features(pair.root, pair.positions, np.array(entropy[doc_id]), config.query_window,
-                           [(pairs[i].chunk, proposals[i][1]) for i in own], rarity)
+  for doc_id, members in rows.items():
+    pair = pairs[members[0]]
+    result[members] = features(pair.root, pair.positions, np.array(entropy[doc_id]), config.query_window,
+                               [(pairs[i].chunk, proposals[i][1]) for i in members], rarity)
   return result
 
 

@@ -20,7 +20,6 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from tqdm import tqdm
 
 from policylong import config as config_lib
 from policylong.corpus.roots import root_span, sample_documents
@@ -40,6 +39,7 @@ from policylong.screening.rows import choose_rows
 from policylong.screening.scorer import Policy
 from policylong.screening.verify import planned_tokens, verify
 from policylong.storage import tables
+from policylong.storage.progress import Bar
 from policylong.storage.workdir import Round, read_json, write_json
 from policylong.synthesis.filling import Filling
 
@@ -109,10 +109,9 @@ class Screener:
     account = Ledger(self.config, self._filling(), self.ground.trained_tokens, begun)
     waiting: deque[tuple[range, Future]] = deque()
     # Several processes search together, and what they do together they do on their main threads.
-    with (ThreadPoolExecutor(1) if hosts.count() == 1 else _AtOnce()) as host, tqdm(
+    with (ThreadPoolExecutor(1) if hosts.count() == 1 else _AtOnce()) as host, Bar(
         desc=f"round {round_.index} screening", unit="tok", unit_scale=True, mininterval=1.0,
-        disable=not hosts.is_first()) as bar:
-      bar.total = 0
+        total=0, grows=True, disable=not hosts.is_first()) as bar:
       for wave, search in self._waves(round_, len(shards)):
         mine = self._mine(wave)
         if mine is not None and not round_.shard("scan", mine).exists():
@@ -150,7 +149,7 @@ class Screener:
     """This process's shard of a wave."""
     return wave[hosts.index()] if hosts.index() < len(wave) else None
 
-  def _scan(self, round_: Round, shard: int, documents: Sequence[int], bar: tqdm) -> None:
+  def _scan(self, round_: Round, shard: int, documents: Sequence[int], bar: Bar) -> None:
     """Entropy and nll of every token of the shard's roots."""
     config, ground = self.config, self.ground
     first = shard * config.roots_per_shard
@@ -178,7 +177,7 @@ class Screener:
     tables.write(round_.shard("anchors", shard), tables.from_records(Anchor, anchors))
     tables.write(round_.shard("candidates", shard), tables.from_records(Candidate, candidates))
 
-  def _verify_next(self, round_: Round, waiting: deque, shards: int, account: Ledger, sequences: int, bar: tqdm
+  def _verify_next(self, round_: Round, waiting: deque, shards: int, account: Ledger, sequences: int, bar: Bar
                    ) -> bool:
     """Scores the oldest retrieved wave and enters it; whether the round is over with it."""
     wave, retrieved = waiting.popleft()
@@ -206,7 +205,7 @@ class Screener:
     hosts.barrier("plan")
     return Plan.from_json(read_json(path))
 
-  def _verify(self, round_: Round, shard: int, plan: Plan | None, bar: tqdm) -> None:
+  def _verify(self, round_: Round, shard: int, plan: Plan | None, bar: Bar) -> None:
     """Scores the chosen candidates and the controls of a shard against all anchors of their roots."""
     roots = tables.read(round_.shard("scan", shard))
     anchors = tables.to_records(Anchor, tables.read(round_.shard("anchors", shard)))
@@ -297,9 +296,9 @@ class Screener:
 class _AtOnce(Executor):
   """Runs what is submitted before it returns, in the caller's thread."""
 
-  def submit(self, function: Callable, /, *arguments) -> Future:
+  def submit(self, function: Callable, /, *arguments, **named) -> Future:
     """A finished future."""
-    return _finished(function(*arguments))
+    return _finished(function(*arguments, **named))
 
 
 def _finished(result=None) -> Future:

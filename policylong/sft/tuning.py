@@ -17,7 +17,6 @@ from collections.abc import Iterator
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from policylong import config as config_lib
 from policylong.corpus.conversations import Conversation, Messages, read_conversations
@@ -28,10 +27,14 @@ from policylong.errors import UserError
 from policylong.model import identity
 from policylong.model.chat import Chat, Example, NotRendered
 from policylong.model.stored import StoredModel, describe, open_model
+from policylong.storage import progress
+from policylong.storage.progress import Bar
 from policylong.storage.workdir import Workdir, read_json, write_atomically, write_json
 from policylong.synthesis.packing import pack
 from policylong.synthesis.storage import read_tokens, sequence_paths, write_records
+from policylong.training import wandb_run
 from policylong.training.held_out import HeldOut
+from policylong.training.metrics import write_scalars
 from policylong.training.train import Trainer
 
 log = logging.getLogger(__name__)
@@ -55,6 +58,13 @@ def run(config: config_lib.FineTuning, directory) -> dict:
     if hosts.is_first():
       log.info("%s: the fine-tuning is done; nothing to do", workdir.directory)
     return read_json(workdir.final_json)
+  with progress.told(workdir.progress, hosts.index(), hosts.count()), wandb_run.opened(config, workdir):
+    _tune(config, workdir)
+  return read_json(workdir.final_json)
+
+
+def _tune(config: config_lib.FineTuning, workdir: Workdir) -> None:
+  """Every stage that is not over yet; final.json is written last."""
   model = open_model(config.model.path, config.model.sha256)
   if hosts.is_first():
     identity.claim_base(workdir, config.model.path, model.identity())
@@ -79,16 +89,18 @@ def run(config: config_lib.FineTuning, directory) -> dict:
   if held_out and not hosts.agreed(workdir.held_out_json.exists()):
     loss = held_out.loss(state.params)
     if hosts.is_first():
+      write_scalars(workdir, 0, {"held_out/loss": loss.nats})
       write_json(workdir.held_out_json, {"tokens": loss.tokens, "before": loss.nats})
       log.info("held-out answers: %.4f nats a token before (%d tokens)", loss.nats, loss.tokens)
   state = trainer.train_round(state, 1, sequence_paths(workdir.sequences), counts["mean_attended_tokens"])
-  after = held_out and held_out.loss(state.params).nats
+  after = held_out.loss(state.params).nats if held_out else None
   if hosts.is_first():
     found = {**read_json(workdir.held_out_json), "after": after} if held_out else None
+    if after is not None:
+      write_scalars(workdir, int(state.step), {"held_out/loss": after})
     write_json(workdir.final_json, {"step": int(state.step), "held_out": found})
   trainer.close()
   hosts.barrier("done")
-  return read_json(workdir.final_json)
 
 
 class _Preparation:
@@ -191,7 +203,7 @@ class _Preparation:
   def _read(self, what: str) -> Iterator[Conversation]:
     """The conversations of all files, with a bar."""
     total = sum(map(size_of, self._files))
-    with tqdm(total=total, unit="B", unit_scale=True, dynamic_ncols=True, desc=what) as bar:
+    with Bar(total=total, unit="B", unit_scale=True, dynamic_ncols=True, desc=what) as bar:
       for conversation in read_conversations(self._files):
         yield conversation
         bar.update(conversation.size)

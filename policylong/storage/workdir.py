@@ -16,10 +16,12 @@ The only module that knows the folder layout:
   rounds/<r>/evaluation/         results.json of the policy after the round, and its answers; r = 0: of the base model
   offpolicy.parquet, final.json  the last policy's view of the last round; written when the run is done
   metrics.jsonl, tensorboard/, report/index.html
+  wandb.json, wandb/             the run's id on Weights & Biases, and its files; where the config names a project
+  progress/<process>.json        how far each process is; gone when the run is done
 
 and of a fine-tuning's:
 
-  config.json, origin.json, base_model.json, checkpoints/, metrics.jsonl, tensorboard/   as above
+  config.json, origin.json, base_model.json, checkpoints/, metrics.jsonl, tensorboard/, wandb/, progress/   as above
   model/                         what the checkpoints are weights of: model.json, tokenizer/
   sequences/                     array_record: the packed conversations; held_out/: those that are not trained on
   sequences/DONE.json            counts; written last
@@ -99,6 +101,14 @@ def _expanded(value):
   return paths.expand(value) if isinstance(value, str) else value
 
 
+def listed(directory: epath.Path) -> list[epath.Path]:
+  """What lies in a folder, by name; nothing where the folder is not there, or goes while it is looked at."""
+  try:
+    return sorted(directory.iterdir())
+  except OSError:
+    return []
+
+
 class Round:
   """The folder of one round, r = 1 .. rounds, or of what comes before the first, r = 0."""
 
@@ -132,6 +142,10 @@ class Round:
   def judged_path(self) -> epath.Path:
     """The round's thresholds and costs, written when its verdicts and positives are there."""
     return self.directory / "judged.json"
+
+  def shards(self, stage: str) -> list[epath.Path]:
+    """What one stage has finished of the round so far; nothing of a round that is done."""
+    return [path for path in listed(self.directory / "shards") if path.match(f"{stage}-*.parquet")]
 
   @property
   def sequences(self) -> epath.Path:
@@ -177,6 +191,7 @@ class Workdir:
     self.checkpoints = self.directory / "checkpoints"
     self.metrics = self.directory / "metrics.jsonl"
     self.tensorboard = self.directory / "tensorboard"
+    self.progress = self.directory / "progress"
     self.corpus_json = self.directory / "corpus.json"
     self.final_json = self.directory / "final.json"
     self.page = self.directory / "report" / "index.html"

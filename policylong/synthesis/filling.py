@@ -24,7 +24,7 @@ class Filling:
     """Tokens that are filled."""
     return self.sequences * self._length + self._used
 
-  def block(self, root: int, positives: Sequence[int]) -> float:
+  def block(self, root: int, positives: Sequence[float]) -> float:
     """Tokens that a root of so many tokens and its positives, by their tokens, want of a sequence at most."""
     if not positives:
       return 0

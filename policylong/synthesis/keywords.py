@@ -30,7 +30,8 @@ _STOP_WORDS = frozenset(_ENGLISH.split())
 def rake(text: str, least_score: float) -> dict[str, float]:
   """{phrase: score} of the phrases of one to three words that score at least so much, in lower case."""
   phrases = [phrase for phrase in _phrases(text) if len(phrase) <= _MOST_WORDS]
-  count, degree = collections.Counter(), collections.Counter()
+  count: collections.Counter[str] = collections.Counter()
+  degree: collections.Counter[str] = collections.Counter()
   for phrase in phrases:
     for word in phrase:
       count[word] += 1

@@ -13,7 +13,7 @@ documents. The keywords with the fewest documents, a share `quest_split_ratio` o
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from policylong.errors import UserError
 from policylong.records import LongSequence
@@ -47,7 +47,7 @@ def sequences(inputs: Inputs) -> Iterator[LongSequence]:
     yield sequence(pieces, inputs.length, inputs.policy_step)
 
 
-def inverted_index(keywords: dict[str, Sequence[str]], sizes: dict[str, int], length: int,
+def inverted_index(keywords: Mapping[str, Sequence[str]], sizes: dict[str, int], length: int,
                    key: str) -> dict[str, list[str]]:
   """{keyword: its documents}: each document under one keyword of its own; every keyword can fill a sequence.
 

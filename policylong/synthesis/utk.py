@@ -97,8 +97,8 @@ def _parts(library: Library, piece: Piece) -> int:
 
 def _cut(piece: Piece, knots: _Knots, numbers: np.random.Generator) -> list[Piece]:
   tokens, count = piece.tokens, len(knots.labels)
-  cuts = np.sort(numbers.choice(np.arange(1, len(tokens)), count, replace=False)) if count else []
-  parts = np.split(tokens, cuts)
+  cuts = numbers.choice(np.arange(1, len(tokens)), count, replace=False) if count else np.zeros(0, int)
+  parts = np.split(tokens, np.sort(cuts))
   none = [np.zeros(0, np.int32)]
   return [dataclasses.replace(piece, tokens=np.concatenate([before, part, behind]), rank=rank)
           for rank, (before, part, behind) in enumerate(zip([*none, *knots.labels], parts, [*knots.labels, *none]))]

@@ -117,7 +117,7 @@ class Batches(Iterator[Batch]):
     Raises:
       UserError: the files are not those that the state belongs to.
     """
-    found, wanted = [self._files, self.num_sequences], [state["files"], state["num_sequences"]]
+    found, wanted = (self._files, self.num_sequences), (state["files"], state["num_sequences"])
     if found != wanted:
       raise UserError(f"the round's sequences have changed since the checkpoint: {found[1]} in {len(found[0])} files, "
                       f"wanted {wanted[1]} in {len(wanted[0])} files: remove the checkpoints of this round")

@@ -1,4 +1,4 @@
-"""metrics.jsonl and TensorBoard: every step once, also after a kill.
+"""metrics.jsonl, TensorBoard and, where the config names a project, W&B: every step once, also after a kill.
 
 A line that has a "step" is one training step's. What else is written to the file is left alone.
 """
@@ -14,6 +14,7 @@ from etils import epath
 
 from policylong.errors import UserError, optional_import
 from policylong.storage.workdir import Workdir, write_atomically
+from policylong.training import scalars, wandb_run
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +37,10 @@ class MetricsLog:
       return
     self._file.write(json.dumps(line, allow_nan=False) + "\n")
     self._file.flush()
-    for name, value in line.items() if self._board else ():
-      if name != "step" and value is not None:
-        self._board.add_scalar(f"training/{name}", value, line["step"])
+    values = scalars.of_step(line)
+    for name, value in values.items() if self._board else ():
+      self._board.add_scalar(name, value, line["step"])
+    wandb_run.log(line["step"], values)
 
   def __enter__(self) -> "MetricsLog":
     return self
@@ -51,7 +53,8 @@ class MetricsLog:
 
 
 def write_scalars(workdir: Workdir, step: int, values: dict[str, float]) -> None:
-  """Numbers that are no training step's, to TensorBoard alone. One process calls it."""
+  """Numbers that are no training step's, of names with one prefix, to TensorBoard and W&B. One process calls it."""
+  wandb_run.log(step, values)
   if board := _open_board(workdir):
     with board:
       for name, value in values.items():

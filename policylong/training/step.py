@@ -9,7 +9,6 @@ the context axis.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -155,7 +154,7 @@ def _summed_nll(hidden, matrix, targets, weights):
 
 
 def make_train_step(model_config: ModelConfig, training: config_lib.Training, rounds: int,
-                    mesh: jax.sharding.Mesh) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+                    mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
   """The step as one jitted function (state, Batch) -> (state, Metrics); the state is donated.
 
   The layers' matrices are cast to the compute dtype once a step. Norms and biases stay float32, and so

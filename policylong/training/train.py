@@ -12,12 +12,12 @@ from typing import NamedTuple
 import jax
 from absl import logging
 from etils import epath
-from tqdm import tqdm
 
 from policylong import config as config_lib
 from policylong.devices import hardware, hosts
 from policylong.errors import UserError
 from policylong.model.qwen import ModelConfig, Params
+from policylong.storage.progress import Bar
 from policylong.storage.workdir import Workdir
 from policylong.training.batches import Batches
 from policylong.training.checkpoint import Checkpoints
@@ -72,7 +72,7 @@ class Trainer:
     self._checkpoints = Checkpoints(workdir.checkpoints, keep_newest=training.keep_checkpoints,
                                     keep=lambda step: step % training.steps_per_round == 0)
     self._cursor: _Cursor | None = None
-    self._compiled = None
+    self._compiled: jax.stages.Compiled | None = None
 
   def initial(self, params: Params) -> TrainState:
     """The state before the first step. Takes the float32 parameters over: the caller's are gone."""
@@ -136,8 +136,8 @@ class Trainer:
                      batches.num_sequences, attended or self._length)
     what = f"round {round_index}: training" if self._rounds > 1 else "training"
     # dynamic_ncols: a bar that follows the window; the rate and the time left are tqdm's own.
-    bar = tqdm(total=last - first, initial=start - first, unit="step", dynamic_ncols=True, desc=what,
-               disable=jax.process_index() > 0)
+    bar = Bar(total=last - first, initial=start - first, unit="step", dynamic_ncols=True, desc=what,
+              disable=jax.process_index() > 0)
     with MetricsLog(self._workdir, start) as log, bar:
       return self._steps(state, (start, last), train_step, batches, report, log, bar)
 
@@ -165,7 +165,7 @@ class Trainer:
     self._checkpoints.wait()
     return state
 
-  def _settle(self, step: int, metrics: Metrics, report: "_Report", log: MetricsLog, bar: tqdm) -> None:
+  def _settle(self, step: int, metrics: Metrics, report: "_Report", log: MetricsLog, bar: Bar) -> None:
     """Waits for a step, judges its numbers and writes them down."""
     line = report.line(step, metrics)
     log.write(line)

@@ -25,10 +25,10 @@ def training_config(**changes) -> config_lib.Training:
       "remat": "none", "context_attention": "gather", "checkpoint_every": 2, "keep_checkpoints": 2} | changes)
 
 
-def whole_config(rounds=2, **changes) -> config_lib.Config:
+def whole_config(rounds=2, wandb_project=None, **changes) -> config_lib.Config:
   """Only `seed`, `rounds`, `synthesis`, `training` and `mesh` matter to training; the rest must merely be valid."""
   values = paper.config()
-  values.update({"seed": 3, "rounds": rounds})
+  values.update({"seed": 3, "rounds": rounds, "wandb_project": wandb_project})
   values.corpus.sources, values.eval.tasks = values.corpus.sources[:1], ()
   values.retrieval.update({"embedder": "hashed", "embedder_path": "", "index": "exact"})
   values.screening.update({

@@ -1,0 +1,1 @@
+"""The middle rung: SmolLM2-135M extended to 16,384 tokens on real text, on one GPU."""
