@@ -183,4 +183,15 @@ def _restore(folder: pathlib.Path, config: ModelConfig, dtype: jnp.dtype | None,
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise UserError(f"{folder} cannot be read as an Orbax checkpoint of its {config.family} model "
                       f"({(str(error) or repr(error)).splitlines()[0]})") from error
-  return found["params"] if of_state else found
+  params = found["params"] if of_state else found
+  _refuse_not_finite(params, folder)
+  return params
+
+
+def _refuse_not_finite(params: Params, folder: pathlib.Path) -> None:
+  finite = jax.jit(lambda tree: jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), tree))(params)
+  for path, whole in jax.tree_util.tree_leaves_with_path(jax.device_get(finite)):
+    if not whole:
+      name = ".".join(str(key.key) for key in path)
+      raise UserError(f"{name} in {folder} holds NaN or infinite values: its training went wrong, or the files are "
+                      "damaged")
