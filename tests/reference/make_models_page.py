@@ -55,8 +55,8 @@ def page(found: dict[tuple[str, str], float]) -> str:
   rows = [head, ["---"] * len(head)]
   rows += [[feature, *(f"{found[family, feature]:.1e}" for family in families.FAMILIES)]
            for feature in families.FEATURES]
-  said = [[feature, ", ".join(f"{name} = {json.dumps(value)}" for name, value in changes.items()) or "what the family says"]
-          for feature, changes in families.FEATURES.items()]
+  said = [[feature, ", ".join(f"{name} = {json.dumps(value)}" for name, value in changes.items())
+           or "what the family says"] for feature, changes in families.FEATURES.items()]
   filled = {"differences": _table(rows), "features": _table(said), "cells": len(found), "length": families.LENGTH,
             "original": families.ORIGINAL}
   text = TEXT.read_text()
