@@ -238,7 +238,7 @@ def tuning_config() -> ConfigDict:
       "seed": run.seed,
       "model": {"path": run.model.path, "sha256": run.model.sha256},
       "data": {
-          # Chat JSONL, one {"messages": [{"role", "content"}, ...]} a line: a file or a glob, gzipped or not.
+          # Chat JSONL, one {"messages": [{"role", "content"}, ...]} a line: a file or a glob; docs/sft.md has more.
           "path": "chats.jsonl",
           # Tokens of a packed sequence; a longer conversation is skipped and counted.
           "sequence_length": 131_072,

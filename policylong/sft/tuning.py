@@ -19,7 +19,7 @@ import numpy as np
 from etils import epath
 
 from policylong import config as config_lib
-from policylong.corpus.conversations import Conversation, Messages, read_conversations
+from policylong.corpus.conversations import EMPTY_ANSWER, Conversation, read_conversations
 from policylong.corpus.files import find_files, size_of
 from policylong.devices import hosts
 from policylong.devices.mesh import make_mesh
@@ -171,7 +171,7 @@ class _Preparation:
           if not wanted:  # both passes meet it
             self._skipped[conversation.reason] += 1
         elif (conversation.draw(self._seed) in held_out) is wanted:
-          kept = self._examples(conversation.messages)
+          kept = self._examples(conversation)
           self._counts[f"{name}_conversations"] += bool(kept)
           for example in kept:
             self._counts[f"{name}_tokens"] += len(example.tokens)
@@ -180,10 +180,12 @@ class _Preparation:
             yield example.tokens, np.ones_like(example.answers) if everything else example.answers
     return write_records(pack(examples(), self._data.sequence_length), folder)
 
-  def _examples(self, messages: Messages) -> list[Example]:
+  def _examples(self, conversation: Conversation) -> list[Example]:
     """What can be learnt of a conversation; the rest is counted as skipped."""
+    if conversation.empty:
+      self._skipped[EMPTY_ANSWER] += conversation.empty
     try:
-      examples = self._chat.examples(messages)
+      examples = self._chat.examples(conversation.messages, conversation.learnt, conversation.tools)
     except NotRendered as error:
       self._skipped[str(error)] += 1
       return []
