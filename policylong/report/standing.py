@@ -61,9 +61,9 @@ def _life(workdir: Workdir, told: list[Told], now: float) -> tuple[str, str]:
     others = f"; {of(len(silent), processes)} processes are silent" if processes > 1 else ""
     return "silent", (f"no sign of life for {duration(now - oldest.told)}{_which(oldest)}, where one is due every "
                       f"{oldest.every:g} seconds{others}: killed, or unable to write; the same command goes on")
-  oldest, still = min(each.told for each in told), now - max(each.moved for each in told)
+  last, still = min(each.told for each in told), now - max(each.moved for each in told)
   sentence = (f"under way{f' with {plural(processes, 'process', 'processes')}' if processes > 1 else ''}, last sign of "
-              f"life {_ago(now - oldest)}; started {_ago(now - told[0].started)}")
+              f"life {_ago(now - last)}; started {_ago(now - told[0].started)}")
   if len(told) < processes:
     sentence += f"; of {plural(processes, 'process', 'processes')} only {len(told)} have begun"
   if still > _MISSED * told[0].every:

@@ -93,7 +93,7 @@ def _tune(config: config_lib.FineTuning, workdir: Workdir) -> None:
       write_json(workdir.held_out_json, {"tokens": loss.tokens, "before": loss.nats})
       log.info("held-out answers: %.4f nats a token before (%d tokens)", loss.nats, loss.tokens)
   state = trainer.train_round(state, 1, sequence_paths(workdir.sequences), counts["mean_attended_tokens"])
-  after = held_out and held_out.loss(state.params).nats
+  after = held_out.loss(state.params).nats if held_out else None
   if hosts.is_first():
     found = {**read_json(workdir.held_out_json), "after": after} if held_out else None
     if held_out:
