@@ -29,6 +29,7 @@ import numpy as np
 from etils import epath
 
 from policylong import config as config_lib
+from policylong.corpus import streamed
 from policylong.corpus.given import GivenSequences
 from policylong.corpus.roots import sample_documents
 from policylong.corpus.store import open_corpus
@@ -51,7 +52,7 @@ from policylong.screening.retrieve import Retriever
 from policylong.screening.scorer import Scorer
 from policylong.screening.screen import Screener, read_roots
 from policylong.screening.summary import offpolicy_gap, summarise
-from policylong.storage import progress, tables
+from policylong.storage import hub, progress, tables
 from policylong.storage.workdir import Round, Workdir, read_json, write_json
 from policylong.synthesis import storage
 from policylong.synthesis.method import Inputs, Screened
@@ -86,6 +87,8 @@ def run(config: config_lib.Config, directory) -> epath.Path:
 def _rounds(config: config_lib.Config, workdir: Workdir) -> None:
   """Every round, and of a round every stage, that is not over yet."""
   first = hosts.is_first()
+  with hosts.first_before_others("hub"):
+    config = from_the_hub(config, workdir)
   loop = _Loop(config, workdir)
   loop.evaluate(0)
   for index in range(1, config.rounds + 1):
@@ -105,6 +108,21 @@ def _rounds(config: config_lib.Config, workdir: Workdir) -> None:
   loop.finish()
   loop.write_report()
   hosts.barrier("done")
+
+
+def from_the_hub(config: config_lib.Config, workdir: Workdir) -> config_lib.Config:
+  """The config with what it takes from the hub fetched, or pinned to the commit that the run began with.
+
+  Raises:
+    UserError: something is not there, or the hub is out of reach.
+  """
+  record, replace = workdir.hub_json, dataclasses.replace
+  sources = tuple(streamed.pinned(source, record) for source in config.corpus.sources)
+  documents = streamed.pinned(config.eval.documents, record) if config.eval.tasks else config.eval.documents
+  return replace(
+      config, model=replace(config.model, path=hub.folder(config.model.path, record)),
+      retrieval=replace(config.retrieval, embedder_path=hub.folder(config.retrieval.embedder_path, record)),
+      corpus=replace(config.corpus, sources=sources), eval=replace(config.eval, documents=documents))
 
 
 class _Loop:

@@ -20,6 +20,7 @@ from policylong.errors import UserError
 from policylong.model import hf, identity, rope
 from policylong.model.qwen import ModelConfig, Params, abstract_params
 from policylong.model.tokenizer import end_tokens, load_tokenizer
+from policylong.storage import hub
 from policylong.storage.checksums import sha256_of_files
 from policylong.storage.workdir import Workdir, read_json
 
@@ -50,7 +51,7 @@ class StoredModel:
 
 
 def open_model(path: str | os.PathLike, sha256: str = "", base_model: str | None = None) -> StoredModel:
-  """What lies at `path`: HF directory, GGUF file, Orbax directory, working directory, or one of its checkpoints.
+  """What lies at `path`: HF directory (also on the hub), GGUF file, Orbax directory, a run or one of its checkpoints.
 
   `sha256`, if not empty, is that of the weight file of an HF directory or a GGUF file, checked when it is loaded.
   `base_model` says where the model that a run started from lies now, if it has moved.
@@ -59,7 +60,7 @@ def open_model(path: str | os.PathLike, sha256: str = "", base_model: str | None
     UserError: nothing readable is there, a hash is given for what has none, or a base model for what needs none;
       loading raises it for damaged weights.
   """
-  path = pathlib.Path(path)
+  path = pathlib.Path(hub.folder(path))
   run, orbax = is_run(path), (path / _MODEL).exists()
   if base_model is not None and not run:
     raise UserError(f"--base_model is {base_model}, and {path} is no run, which started from one: leave it out")
@@ -136,7 +137,7 @@ def _base(workdir: Workdir, base_model: str | None) -> _Description:
     length = values["synthesis"]["sequence_length"]
   except (KeyError, TypeError) as error:
     raise UserError(f"{path} is not the config of a run: it lacks {error}") from error
-  base = paths.expand(base) if base_model is None else base_model
+  base = hub.folder(paths.expand(base) if base_model is None else base_model, workdir.hub_json)
   places = [base] if base_model is not None else dict.fromkeys((paths.seen_from(base, workdir.started_in), base))
   found = next((place for place in places if pathlib.Path(place).exists()), None)
   if found is None:

@@ -27,7 +27,7 @@ from policylong.errors import UserError
 from policylong.model import identity
 from policylong.model.chat import Chat, Example, NotRendered
 from policylong.model.stored import StoredModel, describe, open_model
-from policylong.storage import progress
+from policylong.storage import hub, progress
 from policylong.storage.progress import Bar
 from policylong.storage.workdir import Workdir, read_json, write_atomically, write_json
 from policylong.synthesis.packing import pack
@@ -65,7 +65,9 @@ def run(config: config_lib.FineTuning, directory) -> dict:
 
 def _tune(config: config_lib.FineTuning, workdir: Workdir) -> None:
   """Every stage that is not over yet; final.json is written last."""
-  model = open_model(config.model.path, config.model.sha256)
+  with hosts.first_before_others("hub"):
+    path = hub.folder(config.model.path, workdir.hub_json)
+  model = open_model(path, config.model.sha256)
   if hosts.is_first():
     identity.claim_base(workdir, config.model.path, model.identity())
   mesh = make_mesh(config.mesh)
