@@ -29,6 +29,7 @@ def test_a_run_and_a_score_of_a_model_on_the_hub(material, tmp_path):
     shutil.copytree(tmp_path / "model", repository / commit)
   (repository / LATER / "config.json").write_text("{}")
   (repository / "main").symlink_to(COMMIT)
+  (tmp_path / "short.jsonl").write_text('{"id": 1, "text": "bakeli monura sitovu"}')
   flags = (f"--config={config}", f"--workdir={tmp_path / 'run'}", "--config.model.path=hf://org/small",
            "--config.rounds=2", "--config.method=standard", "--config.eval.tasks=()",
            "--config.training.steps_per_round=1", "--config.training.checkpoint_every=1")
@@ -46,7 +47,7 @@ def test_a_run_and_a_score_of_a_model_on_the_hub(material, tmp_path):
     assert not any(LATER in each for each in asked)
     # The checkpoints' base model is found by the run's record, and other commands take the hub's models too.
     for module, arguments in (
-        ("policylong.score", (f"--model=hf://org/small@{COMMIT}", f"--input={tmp_path / 'talks.jsonl'}",
+        ("policylong.score", (f"--model=hf://org/small@{COMMIT}", f"--input={tmp_path / 'short.jsonl'}",
                               f"--output={tmp_path / 'scores.parquet'}")),
         ("policylong.convert", ("orbax-to-hf", f"--model={tmp_path / 'run'}", f"--output={tmp_path / 'out'}"))):
       said = command(module, environment, *arguments)
