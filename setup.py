@@ -11,6 +11,7 @@ from setuptools import find_packages, setup
 TFDS = ["tensorflow-datasets>=4.9.8"]  # 4.9.7 imports TensorFlow
 TENSORBOARD = ["tensorboardX>=2.6"]
 WANDB = ["wandb>=0.19"]
+HUB = ["datasets>=5.2"]  # the release that sources of kind hub were tried with
 EVALUATION = [
     "lm_eval>=0.4.10",  # 0.4.8 imports a class that transformers 5 has not
     # what RULER's generators import; their package is unpacked, see policylong/material.py
@@ -19,7 +20,7 @@ EVALUATION = [
     "wonderwords>=2.2",
 ]
 # What the tests, `make lint` and the commit hooks need. With setuptools the project is installed without the network.
-TEST = [*TFDS, *TENSORBOARD, *WANDB, *EVALUATION,
+TEST = [*TFDS, *TENSORBOARD, *WANDB, *HUB, *EVALUATION,
         "mypy>=2.4", "pre-commit>=4", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.17", "setuptools>=77"]
 
 setup(
@@ -38,6 +39,7 @@ setup(
         "flax>=0.12.10",  # older ones import what JAX 0.12 has no more
         "gguf>=0.17",  # 0.16 does not know Qwen3
         "grain>=0.2.12",
+        "huggingface_hub>=1",  # transformers 5's bound
         "jax>=0.12",  # the CPU compiler of 0.11.2 aborts in the attention tests; errors.py says so where it is found
         "jaxtyping>=0.2.36",
         "jinja2>=3.1",
@@ -57,6 +59,7 @@ setup(
     extras_require={
         "cuda": ["jax[cuda12]"],
         "evaluation": EVALUATION,
+        "hub": HUB,
         "tensorboard": TENSORBOARD,
         "test": TEST,
         "tfds": TFDS,

@@ -24,15 +24,15 @@ class ConfigError(UserError):
 
 
 # Kinds of sources that hold documents, and those that can hold token sequences.
-DOCUMENT_KINDS = ("jsonl", "parquet", "text", "mds", "tfds")
+DOCUMENT_KINDS = ("jsonl", "parquet", "text", "mds", "tfds", "hub")
 SEQUENCE_KINDS = ("parquet", "mds", "array_record")
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """Where documents come from. `path` is a file, a glob, a folder, or a TFDS builder name."""
+  """Where documents come from. `path` is a file, a glob, a folder, a TFDS builder name, or hf://ORG/NAME."""
   name: str
-  kind: str  # jsonl | parquet | text | mds | tfds, or of token sequences: parquet | mds | array_record
+  kind: str  # jsonl | parquet | text | mds | tfds | hub, or of token sequences: parquet | mds | array_record
   path: paths.Path
   id_field: str
   text_field: str
@@ -40,11 +40,14 @@ class Source:
 
   def __post_init__(self):
     _one_of(f"kind of the source {self.name!r}", self.kind, (*DOCUMENT_KINDS, "array_record"))
+    if (self.kind == "hub") is not self.path.startswith("hf://"):
+      raise ConfigError(f"the source {self.name!r} is of kind {self.kind} and its path is {self.path}: "
+                        "hf://ORG/NAME is the path of kind hub, and of no other")
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """The base model: an HF directory or a GGUF file."""
+  """The base model: an HF directory, a GGUF file, or hf://ORG/NAME on the hub."""
   path: paths.Path
   sha256: str
   rope_theta: float | None

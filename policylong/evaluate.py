@@ -6,7 +6,8 @@
   python -m policylong.evaluate --model=MODEL --tasks=helmet --helmet_dir=DIR --lengths=8192
   python -m policylong.evaluate --model=MODEL --tasks=arc_easy,my_task [--include_path=DIR]
 
-MODEL: an HF directory, a GGUF file, a run's working directory (its newest checkpoint) or WORKDIR/checkpoints/STEP.
+MODEL: an HF directory, a GGUF file, hf://ORG/NAME[@REVISION] on the hub, a run's working directory (its newest
+checkpoint) or WORKDIR/checkpoints/STEP.
 Tasks: ruler (13 tasks and their mean), ruler/TASK, longppl, position_loss, longbench2 (its six scores), helmet (the
 papers' Avg), helmet/CATEGORY, and every task, group and tag of lm-eval.
 Prints a table and writes OUTPUT/results.json, {task: {length: {metric, value, samples, truncated, protocol}}}. The

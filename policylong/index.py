@@ -23,6 +23,7 @@ from policylong.retrieval.embedders import Embedder, make_embedder
 from policylong.retrieval.index import VectorIndex
 from policylong.retrieval.scann_index import ScannIndex
 from policylong.retrieval.store import open_index
+from policylong.storage import hub
 from policylong.storage.workdir import read_json, write_json
 
 _SETTINGS = "index.json"
@@ -33,7 +34,7 @@ def build(arguments: argparse.Namespace) -> None:
   """Reads the documents, embeds their chunks, builds the index, and remembers how."""
   output = pathlib.Path(arguments.output)
   retrieval = config_lib.Retrieval(
-      embedder=arguments.embedder, embedder_path=paths.Path(str(arguments.embedder_path)),
+      embedder=arguments.embedder, embedder_path=hub.folder(arguments.embedder_path),
       embedder_sha256=arguments.embedder_sha256, embedder_max_tokens=arguments.max_tokens,
       embedder_batch=arguments.batch, query_instruction=arguments.instruction, index=arguments.index,
       leaves=arguments.leaves, target_recall=arguments.target_recall)

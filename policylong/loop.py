@@ -30,6 +30,7 @@ import numpy as np
 from etils import epath
 
 from policylong import config as config_lib
+from policylong.corpus import streamed
 from policylong.corpus.given import GivenSequences
 from policylong.corpus.roots import sample_documents
 from policylong.corpus.store import Corpus, open_corpus
@@ -54,7 +55,7 @@ from policylong.screening.retrieve import Retriever
 from policylong.screening.scorer import Policy, Scorer
 from policylong.screening.screen import Ground, Screener
 from policylong.screening.summary import offpolicy_gap, summarise
-from policylong.storage import progress, tables
+from policylong.storage import hub, progress, tables
 from policylong.storage.workdir import Round, Workdir, read_json, write_json
 from policylong.synthesis import storage
 from policylong.synthesis.method import Inputs, Screened
@@ -88,7 +89,8 @@ def run(config: config_lib.Config, directory) -> epath.Path:
 
 def _rounds(config: config_lib.Config, workdir: Workdir) -> None:
   """Every round, and of a round every stage, that is not over yet."""
-  stages = _Stages(config, workdir)
+  with hosts.first_before_others("hub"):
+    stages = _Stages(from_the_hub(config, workdir), workdir)
   stages.check()
   state = stages.newest_state()
   stages.evaluate(0, state)
@@ -104,6 +106,21 @@ def _rounds(config: config_lib.Config, workdir: Workdir) -> None:
   stages.finish(state)
   stages.write_report()
   hosts.barrier("done")
+
+
+def from_the_hub(config: config_lib.Config, workdir: Workdir) -> config_lib.Config:
+  """The config with what it takes from the hub fetched, or pinned to the commit that the run began with.
+
+  Raises:
+    UserError: something is not there, or the hub is out of reach.
+  """
+  record, replace = workdir.hub_json, dataclasses.replace
+  sources = tuple(streamed.pinned(source, record) for source in config.corpus.sources)
+  documents = streamed.pinned(config.eval.documents, record) if config.eval.tasks else config.eval.documents
+  return replace(
+      config, model=replace(config.model, path=hub.folder(config.model.path, record)),
+      retrieval=replace(config.retrieval, embedder_path=hub.folder(config.retrieval.embedder_path, record)),
+      corpus=replace(config.corpus, sources=sources), eval=replace(config.eval, documents=documents))
 
 
 class _Stages:

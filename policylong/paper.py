@@ -45,8 +45,9 @@ def config() -> ConfigDict:
           "given_boundaries": "",
       },
       "model": {
-          # An HF directory (config.json, safetensors, tokenizer) or a GGUF file; fine-tuning also starts from a run's
-          # working directory (its newest checkpoint) or DIR/checkpoints/STEP.
+          # An HF directory (config.json, safetensors, tokenizer), a GGUF file, or hf://ORG/NAME[@REVISION], which is
+          # fetched from the hub; fine-tuning also starts from a run's working directory (its newest
+          # checkpoint) or DIR/checkpoints/STEP.
           "path": "models/Qwen2.5-3B",
           # Expected sha256 of the weight file of an HF directory or GGUF file; "" does not check.
           "sha256": "",
@@ -59,9 +60,10 @@ def config() -> ConfigDict:
           "scoring_dtype": "bfloat16",
       },
       "corpus": {
-          # Where documents come from (E: 229M documents, 644M chunks). kind: jsonl, parquet, text (files,
-          # jsonl and text compressed or not), mds or tfds; the fields of a record that hold id and text ("a.b": the
-          # field b of a); split is for tfds only. Of method given: text_field holds token ids.
+          # Where documents come from (E: 229M documents, 644M chunks). kind: jsonl or text (files, compressed or not),
+          # parquet, mds, tfds, or hub (path hf://ORG/NAME[:SUBSET][@REVISION], streamed); the fields of a record that
+          # hold id and text ("a.b": the field b of a); split is for tfds and hub. Of method given: text_field holds
+          # token ids.
           "sources": (
               {"name": "fineweb_edu", "kind": "parquet", "path": "corpus/fineweb-edu/*.parquet", "id_field": "id",
                "text_field": "text", "split": ""},
@@ -79,7 +81,7 @@ def config() -> ConfigDict:
           # D (E used jina-embeddings-v3, whose licence is non-commercial): minilm (all-MiniLM-L6-v2), qwen3
           # (Qwen3-Embedding) or hashed (n-grams, for smoke tests).
           "embedder": "qwen3",
-          # Directory of the embedder's weights and tokenizer.
+          # Directory of the embedder's weights and tokenizer, or hf://ORG/NAME[@REVISION].
           "embedder_path": "models/Qwen3-Embedding-0.6B",
           # Expected sha256 of its weight file; "" does not check.
           "embedder_sha256": "",
@@ -249,7 +251,7 @@ def tuning_config() -> ConfigDict:
       "seed": run.seed,
       "model": {"path": run.model.path, "sha256": run.model.sha256},
       "data": {
-          # Chat JSONL, one {"messages": [{"role", "content"}, ...]} a line: a file or a glob, gzipped or not.
+          # Chat JSONL, one {"messages": [{"role", "content"}, ...]} a line: a file or a glob; docs/sft.md has more.
           "path": "chats.jsonl",
           # Tokens of a packed sequence; a longer conversation is skipped and counted.
           "sequence_length": 131_072,

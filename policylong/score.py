@@ -43,7 +43,8 @@ def score(model: str, path: str, *, dtype: str = "float32", base_model: str | No
   """Scores every document of a JSONL file.
 
   Args:
-    model: an HF directory, a GGUF file, a run's working directory or one of its checkpoints, or an Orbax directory.
+    model: an HF directory (also on the hub), a GGUF file, a run's working directory or one of its checkpoints, or an
+      Orbax directory.
     path: JSONL, {"id", "text"} a line, or Parquet or MDS with such columns; compressed or not.
     dtype: of the weights and matmul inputs; logits and reductions are float32.
     base_model: as of `stored.open_model`.
@@ -102,7 +103,7 @@ def main() -> None:
   """The command."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--model", type=paths.expand, required=True,
-                      help="an HF directory, a GGUF file, a run or one of its checkpoints")
+                      help="an HF directory, a GGUF file, hf://ORG/NAME, a run or one of its checkpoints")
   parser.add_argument("--base_model", type=paths.expand,
                       help="where the model that a run started from is now, if it has moved since")
   parser.add_argument("--input", type=paths.expand, required=True, help="JSONL file, {id, text} a line")

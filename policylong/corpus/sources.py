@@ -1,4 +1,4 @@
-"""Reads documents from JSONL, Parquet, folders of text, MDS and TFDS, and says of each bad record why it is bad.
+"""Reads documents from JSONL, Parquet, folders of text, MDS, TFDS and the hub, and says why a record is bad.
 
 A source yields `Reading`s in a fixed order: globs sorted, files from top to bottom. A bad record is
 data, not an exception, and so is a file that cannot be read among several; a source that cannot be read at
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from policylong import config as config_lib
 from policylong import paths
-from policylong.corpus import mds, parquet, prepared
+from policylong.corpus import mds, parquet, prepared, streamed
 from policylong.corpus.files import Unreadable, find_files, opened, reason_of
 from policylong.corpus.json_records import INVALID_UTF8, read_objects
 from policylong.records import Document
@@ -121,6 +121,8 @@ def source_files(source: config_lib.Source) -> list[pathlib.Path]:
   """
   if source.kind == "tfds":
     return prepared.files(source)
+  if source.kind == "hub":  # a commit says it all
+    return []
   if source.kind == "mds":
     return mds.files(source.path, _field(source))
   return [path for path, _ in find_files(source.path, source.kind, _field(source))]
@@ -147,6 +149,8 @@ def _rows(source) -> tuple[list[tuple[pathlib.Path, str]], Callable]:
   """The files, and what reads one of them: (number from 1, bytes that it took, fields or why it has none) a record."""
   if source.kind == "tfds":
     return [(pathlib.Path(source.path), source.split)], lambda _: prepared.rows(source)
+  if source.kind == "hub":
+    return [(pathlib.Path(source.path), source.split)], lambda _: streamed.rows(source)
   wanted = [name for name in (source.text_field, source.id_field) if name]
   if source.kind == "mds":
     found = mds.find_shards(source.path, _field(source))

@@ -12,6 +12,7 @@ this state gave. A touched or moved file costs one more reading and ends at the 
 
 import bisect
 import contextlib
+import dataclasses
 import fcntl
 import functools
 import hashlib
@@ -27,7 +28,7 @@ import pyarrow as pa
 
 from policylong import config as config_lib
 from policylong import paths
-from policylong.corpus import builder, sources
+from policylong.corpus import builder, sources, streamed
 from policylong.corpus.chunks import chunk_id, parse_chunk_id
 from policylong.corpus.files import size_of, why_not
 from policylong.errors import UserError
@@ -49,6 +50,7 @@ def open_corpus(config: config_lib.Corpus) -> "Corpus":
   Raises:
     UserError: a source cannot be read, no document has text, or the stored corpus is damaged.
   """
+  config = dataclasses.replace(config, sources=tuple(map(streamed.pinned, config.sources)))
   cache = paths.local(config.cache_dir)
   key, total_bytes = _state(config)
   pointer = cache / "corpus-states" / f"{key}.json"

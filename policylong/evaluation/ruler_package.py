@@ -130,12 +130,12 @@ class Package:
       code = _run(command, environment, said, _PATIENCE + length / _TOKENS_A_SECOND)
       said.seek(0)
       last = (said.read().decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
-    path = directory / task / "validation.jsonl"
+    made = directory / task / "validation.jsonl"
     if code is None:
       raise UserError(f"RULER's generator finds no prompt of {task} in {length} tokens: ask for a longer length")
-    if code or not path.exists():
+    if code or not made.exists():
       raise UserError(f"RULER's generator of {task} failed at length {length} ({last}): a longer length may do")
-    return path
+    return made
 
 
 def _run(command: list[str], environment: dict, said, patience: float) -> int | None:

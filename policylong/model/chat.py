@@ -5,11 +5,16 @@ That is found by rendering prefixes. The conversation up to an answer, with the 
 given when it has to answer; what the template adds to it when the answer is there is what the model should write.
 White space after the last special token of an answer is not part of it: generation stops at that token.
 
+What else a conversation holds (tools, tool calls, reasoning, roles, a system message at an odd place) is given to the
+template, and whether it knows it is found by rendering without it: where the text is the same, nothing of the
+conversation is learnt, for the answer would follow from what the model does not see, or be half of one.
+
 Some templates show earlier answers otherwise than the last one (without its reasoning, say), so that the prefixes are
 not beginnings of the whole. A conversation is then one example for each answer, as the model would meet it.
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 import jinja2
 import numpy as np
@@ -18,6 +23,8 @@ import transformers
 from policylong.errors import UserError
 from policylong.model.tokenizer import encode
 
+# What an answer's reasoning is called, whatever the template calls it.
+REASONING = "reasoning_content"
 _PROBE = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Two."}]
 
 
@@ -50,6 +57,8 @@ class Chat:
                       "chat_template.jinja, or start from a model that has one")
     self._tokenizer = tokenizer
     self._special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    self._reasoning = REASONING
+    self._reasoning = self._name_of_reasoning()
     try:
       (probe,) = self.examples(_PROBE)
       if not probe.answers.any():
@@ -60,38 +69,90 @@ class Chat:
     # The special token that ends an answer, where the template writes one.
     self.end_of_turn = last if last in self._special else None
 
-  def render(self, messages: list[dict[str, str]], prompt: bool = False) -> str:
+  def render(self, messages: Sequence[Mapping], prompt: bool = False, tools: Sequence[Mapping] = ()) -> str:
     """The text of the messages; with `prompt`, up to where the assistant's next words would stand.
 
     Raises:
       NotRendered: the template refuses them.
     """
+    if self._reasoning != REASONING:
+      messages = [{self._reasoning if name == REASONING else name: value for name, value in message.items()}
+                  for message in messages]
     try:
-      return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+      return self._tokenizer.apply_chat_template(list(messages), tools=list(tools) or None, tokenize=False,
+                                                 add_generation_prompt=prompt)
+    except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
       reason = (str(error).strip() or type(error).__name__).splitlines()[0]
       raise NotRendered(f"refused by the chat template ({reason})") from error
 
-  def examples(self, messages: list[dict[str, str]]) -> list[Example]:
+  def examples(self, messages: Sequence[Mapping], learnt: Sequence[bool] | None = None,
+               tools: Sequence[Mapping] = ()) -> list[Example]:
     """The conversation as one example or, where the template makes it necessary, one for each answer.
 
+    Args:
+      messages: as transformers' chat templates take them, an answer's reasoning as "reasoning_content".
+      learnt: for each message whether it is an answer to be learnt; None: all answers.
+      tools: that the assistant may call.
+
     Raises:
-      NotRendered: the template refuses it or does not show where an answer begins.
+      NotRendered: the template refuses it, leaves out a part of it, or does not show where an answer begins.
     """
     if messages[0]["role"] == "assistant":
       raise NotRendered("begins with an answer")  # to what, no template can tell
-    whole = self.render(messages)
-    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    spans, texts = [], []
+    if learnt is None:
+      learnt = [message["role"] == "assistant" for message in messages]
+    turns = [i for i, wanted in enumerate(learnt) if wanted]
+    if not turns:
+      raise NotRendered("has no answer to be learnt")
+    whole = self.render(messages, tools=tools)
+    if tools and whole == self._render_or_none(messages):
+      raise NotRendered("the chat template does not show tools")
+    spans, texts, checked = [], [], 0
     for i in turns:
-      before, with_answer = self.render(messages[:i], prompt=True), self.render(messages[:i + 1])
+      before = self.render(messages[:i], prompt=True, tools=tools)
+      with_answer = self.render(messages[:i + 1], tools=tools)
       if not with_answer.startswith(before):
         raise NotRendered("the chat template does not show where an answer begins")
+      self._check_shown(messages[:i + 1], checked, tools, with_answer)
+      checked = i + 1
       spans.append((len(before), len(with_answer)))
       texts.append(with_answer)
     if all(whole.startswith(text) for text in texts):
       return [self._example(whole, spans)]
     return [self._example(text, [span]) for text, span in zip(texts, spans)]
+
+  def _check_shown(self, messages: Sequence[Mapping], start: int, tools: Sequence[Mapping], text: str) -> None:
+    """Raises NotRendered where the text of messages would be the same without a part of one of those from `start` on.
+
+    The last one is an answer. Reasoning is looked for in it only: templates leave it out of earlier ones on purpose.
+    """
+    for i, message in enumerate(messages[start:], start):
+      role, content = message["role"], message["content"].strip()
+      changes = [({"tool_calls": None}, "tool calls")] if message.get("tool_calls") else []
+      if message.get(REASONING) and i == len(messages) - 1:
+        changes.append(({REASONING: None}, "an answer's reasoning"))
+      if content and (role not in ("user", "assistant") or content not in text):
+        place = " that is not the first" if role == "system" and i else ""
+        what = "what an assistant says" if role == "assistant" else f"a message of the role {role}{place}"
+        changes.append(({"content": message["content"] + "?"}, what))
+      for change, what in changes:
+        changed = {name: value for name, value in {**message, **change}.items() if value is not None}
+        if self._render_or_none([*messages[:i], changed, *messages[i + 1:]], tools) == text:
+          raise NotRendered(f"the chat template does not show {what}")
+
+  def _render_or_none(self, messages: Sequence[Mapping], tools: Sequence[Mapping] = ()) -> str | None:
+    try:
+      return self.render(messages, tools=tools)
+    except NotRendered:
+      return None
+
+  def _name_of_reasoning(self) -> str:
+    """The field by which the template knows an answer's reasoning: it writes another text with it than without."""
+    without = self._render_or_none(_PROBE)
+    for name in (REASONING, "thinking", "reasoning"):
+      if self._render_or_none([_PROBE[0], {**_PROBE[1], name: "Because."}]) not in (without, None):
+        return name
+    return REASONING
 
   def _example(self, text: str, spans: list[tuple[int, int]]) -> Example:
     tokens, offsets = encode(self._tokenizer, text)

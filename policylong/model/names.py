@@ -51,6 +51,7 @@ NAMES = (*(Name(*row) for row in _WHOLE),
 # Tensors that a checkpoint may hold and that nothing is read from: tables of RoPE's frequencies, which
 # older checkpoints stored and which follow from the config.
 _IGNORED = re.compile(r"(model\.layers\.\d+\.self_attn|model)\.rotary_emb\.inv_freq")
+_HEADS = tuple(name for entry in NAMES if entry.path == ("head",) for name in (entry.hf, entry.gguf))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +81,9 @@ def tensors(config: ModelConfig, kind: str) -> list[Tensor]:
 def ignored(name: str, config: ModelConfig) -> bool:
   """Whether a tensor outside of the table is left aside on purpose.
 
-  Beside RoPE's tables that is a copy of the head in an HF checkpoint whose config ties it to the embedding.
+  Beside RoPE's tables that is a head where the config does without one: a copy of the embedding, or not asked for.
   """
-  return _IGNORED.fullmatch(name) is not None or (config.tied and name == "lm_head.weight")
+  return _IGNORED.fullmatch(name) is not None or (config.tied and name in _HEADS)
 
 
 def lookup(tree: dict, path: tuple[str, ...]):

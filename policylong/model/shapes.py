@@ -36,7 +36,7 @@ def model_shape(path: str, field: str = "model.path") -> ModelConfig:
   """
   if pathlib.Path(path).exists():
     return hf.read_model_config(path)
-  name = pathlib.PurePath(path).name
+  name = pathlib.PurePath(path).name.partition("@")[0]
   if name not in PUBLISHED:
     raise UserError(f"{field} is {path}: nothing is there, and {name!r} is none of the known shapes "
                     f"({', '.join(PUBLISHED)})")

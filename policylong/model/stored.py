@@ -20,6 +20,7 @@ from policylong.errors import UserError
 from policylong.model import hf, identity, rope
 from policylong.model.qwen import ModelConfig, Params, abstract_params
 from policylong.model.tokenizer import end_tokens, load_tokenizer
+from policylong.storage import hub
 from policylong.storage.checksums import sha256_of_files
 from policylong.storage.workdir import Workdir, read_json
 
@@ -50,7 +51,7 @@ class StoredModel:
 
 
 def open_model(path: str | os.PathLike, sha256: str = "", base_model: str | None = None) -> StoredModel:
-  """What lies at `path`: HF directory, GGUF file, Orbax directory, working directory, or one of its checkpoints.
+  """What lies at `path`: HF directory (also on the hub), GGUF file, Orbax directory, a run or one of its checkpoints.
 
   `sha256`, if not empty, is that of the weight file of an HF directory or a GGUF file, checked when it is loaded.
   `base_model` says where the model that a run started from lies now, if it has moved.
@@ -59,7 +60,7 @@ def open_model(path: str | os.PathLike, sha256: str = "", base_model: str | None
     UserError: nothing readable is there, a hash is given for what has none, or a base model for what needs none;
       loading raises it for damaged weights.
   """
-  path = pathlib.Path(path)
+  path = pathlib.Path(hub.folder(path))
   run, orbax = is_run(path), (path / _MODEL).exists()
   if base_model is not None and not run:
     raise UserError(f"--base_model is {base_model}, and {path} is no run, which started from one: leave it out")
@@ -136,7 +137,7 @@ def _base(workdir: Workdir, base_model: str | None) -> _Description:
     length = values["synthesis"]["sequence_length"]
   except (KeyError, TypeError) as error:
     raise UserError(f"{path} is not the config of a run: it lacks {error}") from error
-  base = paths.expand(base) if base_model is None else base_model
+  base = hub.folder(paths.expand(base) if base_model is None else base_model, workdir.hub_json)
   places = [base] if base_model is not None else dict.fromkeys((paths.seen_from(base, workdir.started_in), base))
   found = next((place for place in places if pathlib.Path(place).exists()), None)
   if found is None:
@@ -183,4 +184,15 @@ def _restore(folder: pathlib.Path, config: ModelConfig, dtype: jnp.dtype | None,
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise UserError(f"{folder} cannot be read as an Orbax checkpoint of its {config.family} model "
                       f"({(str(error) or repr(error)).splitlines()[0]})") from error
-  return found["params"] if of_state else found
+  params = found["params"] if of_state else found
+  _refuse_not_finite(params, folder)
+  return params
+
+
+def _refuse_not_finite(params: Params, folder: pathlib.Path) -> None:
+  finite = jax.jit(lambda tree: jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), tree))(params)
+  for path, whole in jax.tree_util.tree_leaves_with_path(jax.device_get(finite)):
+    if not whole:
+      name = ".".join(str(key.key) for key in path)
+      raise UserError(f"{name} in {folder} holds NaN or infinite values: its training went wrong, or the files are "
+                      "damaged")

@@ -1,11 +1,13 @@
 """Command line: `python -m policylong.report --workdir=DIR` writes DIR/report/index.html anew."""
 
 import argparse
+import dataclasses
 import sys
 
 from policylong import config as config_lib
 from policylong import paths
 from policylong.corpus.store import open_corpus
+from policylong.corpus.streamed import pinned
 from policylong.errors import UserError, run_command
 from policylong.report.page import write_report
 from policylong.storage.workdir import Workdir, read_json
@@ -27,7 +29,8 @@ def _chunk_text(workdir):
     config = config_lib.parse(read_json(workdir.directory / "config.json"))
     if config.method == "given":
       return lambda _: None  # such a run has no chunks
-    corpus = open_corpus(config.corpus)
+    sources = tuple(pinned(source, workdir.hub_json) for source in config.corpus.sources)
+    corpus = open_corpus(dataclasses.replace(config.corpus, sources=sources))
   except UserError as error:
     print(f"chunks are shown by their ids only: {error}", file=sys.stderr)
     return None

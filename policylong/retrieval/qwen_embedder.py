@@ -6,6 +6,7 @@ instruction, documents none. Attention is causal, so padding behind the end toke
 Letters: B batch, S sequence, D model.
 """
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -50,7 +51,8 @@ class QwenEmbedder:
       UserError: a file is missing, damaged, of another model or hash, or the tokenizer has no end token.
     """
     path = pathlib.Path(path)
-    self._config = hf.read_model_config(path)
+    # Nothing here reads the head, and the bare decoders of the larger ones are stored without it.
+    self._config = dataclasses.replace(hf.read_model_config(path), tied=True)
     if max_tokens > self._config.max_positions:
       raise UserError(f"retrieval.embedder_max_tokens is {max_tokens}, more than the {self._config.max_positions} "
                       f"positions of the model in {path}")

@@ -19,7 +19,7 @@ import numpy as np
 from etils import epath
 
 from policylong import config as config_lib
-from policylong.corpus.conversations import Conversation, Messages, read_conversations
+from policylong.corpus.conversations import EMPTY_ANSWER, Conversation, read_conversations
 from policylong.corpus.files import find_files, size_of
 from policylong.devices import hosts
 from policylong.devices.mesh import make_mesh
@@ -27,7 +27,7 @@ from policylong.errors import UserError
 from policylong.model import identity
 from policylong.model.chat import Chat, Example, NotRendered
 from policylong.model.stored import StoredModel, describe, open_model
-from policylong.storage import progress
+from policylong.storage import hub, progress
 from policylong.storage.progress import Bar
 from policylong.storage.workdir import Workdir, read_json, write_atomically, write_json
 from policylong.synthesis.packing import pack
@@ -65,7 +65,9 @@ def run(config: config_lib.FineTuning, directory) -> dict:
 
 def _tune(config: config_lib.FineTuning, workdir: Workdir) -> None:
   """Every stage that is not over yet; final.json is written last."""
-  model = open_model(config.model.path, config.model.sha256)
+  with hosts.first_before_others("hub"):
+    path = hub.folder(config.model.path, workdir.hub_json)
+  model = open_model(path, config.model.sha256)
   if hosts.is_first():
     identity.claim_base(workdir, config.model.path, model.identity())
   mesh = make_mesh(config.mesh)
@@ -171,7 +173,7 @@ class _Preparation:
           if not wanted:  # both passes meet it
             self._skipped[conversation.reason] += 1
         elif (conversation.draw(self._seed) in held_out) is wanted:
-          kept = self._examples(conversation.messages)
+          kept = self._examples(conversation)
           self._counts[f"{name}_conversations"] += bool(kept)
           for example in kept:
             self._counts[f"{name}_tokens"] += len(example.tokens)
@@ -180,10 +182,12 @@ class _Preparation:
             yield example.tokens, np.ones_like(example.answers) if everything else example.answers
     return write_records(pack(examples(), self._data.sequence_length), folder)
 
-  def _examples(self, messages: Messages) -> list[Example]:
+  def _examples(self, conversation: Conversation) -> list[Example]:
     """What can be learnt of a conversation; the rest is counted as skipped."""
+    if conversation.empty:
+      self._skipped[EMPTY_ANSWER] += conversation.empty
     try:
-      examples = self._chat.examples(messages)
+      examples = self._chat.examples(conversation.messages, conversation.learnt, conversation.tools)
     except NotRendered as error:
       self._skipped[str(error)] += 1
       return []

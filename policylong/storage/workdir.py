@@ -5,6 +5,7 @@ The only module that knows the folder layout:
   config.json                    the exact config; a different one is refused
   origin.json                    the folder in which the run was started: the config's relative paths are below it
   base_model.json                what the model was that it began with; another one in its place is refused
+  hub.json                       the commits of what is taken from the hub without one
   corpus.json                    what was read: documents, chunks, bad records
   checkpoints/<step>/            Orbax
   rounds/<r>/*.parquet           tables for people, r = 1 .. rounds
@@ -192,6 +193,7 @@ class Workdir:
     self.metrics = self.directory / "metrics.jsonl"
     self.tensorboard = self.directory / "tensorboard"
     self.progress = self.directory / "progress"
+    self.hub_json = self.directory / "hub.json"
     self.corpus_json = self.directory / "corpus.json"
     self.final_json = self.directory / "final.json"
     self.page = self.directory / "report" / "index.html"

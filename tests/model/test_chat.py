@@ -116,3 +116,74 @@ def test_a_template_that_does_not_tell_the_answers_is_one_sentence(chat, templat
 def test_a_conversation_that_begins_with_an_answer_is_not_rendered(chat):
   with pytest.raises(NotRendered, match="begins with an answer"):
     chat().examples(TALK[1:])
+
+
+# In the shape of Qwen's templates with tools: what the assistant writes stands in generation blocks, as transformers
+# has them, so that its own mask says which tokens those are.
+TOOLS_SHAPED = (
+    "{% if tools %}<|im_start|>system\nTools:{% for t in tools %} {{ t | tojson }}{% endfor %}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>assistant\n{% generation %}"
+    "{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<tool_call>\n{{ c.function | tojson }}\n</tool_call>{% endfor %}"
+    "<|im_end|>{% endgeneration %}\n"
+    "{% elif m.role != 'developer' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Lima"}}}
+CALLING = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Weather in Lima?"},
+           {"role": "assistant", "content": "", "tool_calls": [CALL], "reasoning_content": "I must look."},
+           {"role": "tool", "content": '{"degrees": 12}'}, {"role": "assistant", "content": "It is 12 degrees."}]
+TOOLS = ({"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}},)
+
+
+@pytest.mark.parametrize("messages, tools", [
+    (TALK, ()), (CALLING, TOOLS), (CALLING[1:3], TOOLS), (CALLING, ()), ([*CALLING, *TALK], TOOLS)])
+def test_what_is_learnt_is_what_transformers_masks(chat, smollm2_tokenizer, messages, tools):
+  (example,) = chat(TOOLS_SHAPED).examples(messages, tools=tools)
+  wanted = smollm2_tokenizer.apply_chat_template(messages, tools=list(tools) or None, return_dict=True,
+                                                 return_assistant_tokens_mask=True)
+  assert example.tokens.tolist() == wanted["input_ids"]
+  assert example.answers.astype(int).tolist() == wanted["assistant_masks"]
+  assert any(wanted["assistant_masks"])
+
+
+def test_the_call_and_the_reasoning_are_the_assistants_and_the_tools_answer_is_not(chat, smollm2_tokenizer):
+  (example,) = chat(TOOLS_SHAPED).examples(CALLING, tools=TOOLS)
+  said = smollm2_tokenizer.decode(example.tokens[example.answers])
+  assert said == ('<think>\nI must look.\n</think>\n\n<tool_call>\n{"name": "weather", "arguments": {"city": "Lima"}}'
+                  "\n</tool_call><|im_end|>It is 12 degrees.<|im_end|>")
+
+
+def test_a_turn_of_weight_0_is_read_and_not_learnt(chat, smollm2_tokenizer):
+  for template, examples in ((TOOLS_SHAPED, 1), (QWEN3_SHAPED, 1)):
+    found = chat(template).examples(TALK, [False, False, False, True])
+    assert len(found) == examples
+    assert "Hello there." in smollm2_tokenizer.decode(found[0].tokens)
+    assert smollm2_tokenizer.decode(found[0].tokens[found[0].answers]).endswith("Good night.<|im_end|>")
+    assert "Hello there." not in smollm2_tokenizer.decode(found[0].tokens[found[0].answers])
+
+
+@pytest.mark.parametrize("messages, tools, template, why", [
+    (CALLING[1:3], (), None, "does not show tool calls"),
+    ([CALLING[1], {**CALLING[2], "tool_calls": None, "content": "Hm"}], (), None, "not show an answer's reasoning"),
+    (TALK[:2], TOOLS, None, "does not show tools"),
+    ([{"role": "developer", "content": "Hi"}, *TALK[:2]], (), TOOLS_SHAPED, "not show a message of the role developer"),
+    ([*TALK[:2], {"role": "tool", "content": "Hi"}, TALK[3]], (),
+     "{% for m in messages if m.role != 'tool' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}", "not show a message of the role tool"),
+    ([TALK[0], {"role": "system", "content": "Hi"}, TALK[1]], (),
+     "{% for m in messages %}{% if m.role != 'system' or loop.first %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+     "<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+     "not show a message of the role system that is not the first"),
+])
+def test_what_the_template_leaves_out_is_not_learnt_around(chat, messages, tools, template, why):
+  messages = [{name: value for name, value in message.items() if value is not None} for message in messages]
+  with pytest.raises(NotRendered, match=why):
+    chat(template).examples(messages, tools=tools)
+
+
+def test_a_template_may_call_reasoning_otherwise(chat, smollm2_tokenizer):
+  answer = {"role": "assistant", "content": "Two.", "reasoning_content": "Count on."}
+  for name in ("thinking", "reasoning"):
+    (example,) = chat(TOOLS_SHAPED.replace("m.reasoning_content", f"m.{name}")).examples([TALK[0], answer])
+    said = smollm2_tokenizer.decode(example.tokens[example.answers])
+    assert said == "<think>\nCount on.\n</think>\n\nTwo.<|im_end|>"

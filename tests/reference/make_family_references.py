@@ -4,12 +4,15 @@ It runs in the environment of make_references.py (REF there):
 
   REF/bin/python tests/reference/make_family_references.py --make
   REF/bin/python tests/reference/make_family_references.py --check-export=DIR
+  REF/bin/python tests/reference/make_family_references.py --fields=config_fields_4.json
 
 The second loads every folder that `make_models_page.py --exports=DIR` wrote and prints the largest difference from the
-stored logits; an environment with transformers 4 (4.57.6 was taken) runs it alike.
+stored logits; an environment with transformers 4 (4.57.6 was taken) runs it alike. The third, run there, writes every
+field that it puts into a family's config.json, with its default.
 """
 
 import argparse
+import json
 import pathlib
 import sys
 import tempfile
@@ -93,7 +96,12 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--make", action="store_true", help="make the references")
   parser.add_argument("--check-export", type=pathlib.Path, help="a folder of exported checkpoints to check")
+  parser.add_argument("--fields", type=pathlib.Path, help="where to write the fields of this transformers' configs")
   flags = parser.parse_args()
+  if flags.fields:
+    known = {family["model_type"] for family in families.FAMILIES.values()}
+    defaults = {family: transformers.AutoConfig.for_model(family).to_dict() for family in sorted(known)}
+    flags.fields.write_text(json.dumps(defaults, sort_keys=True, separators=(",", ":")) + "\n")
   if flags.make:
     make()
   if flags.check_export and not check_export(flags.check_export):

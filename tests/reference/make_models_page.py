@@ -8,6 +8,7 @@ In the project's environment, from the folder of the repository:
 
 import argparse
 import functools
+import json
 import pathlib
 import tempfile
 
@@ -27,7 +28,7 @@ TEXT = PAGE.with_name("models_text.md")
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _logits(params, config, tokens):
+def logits_of(params, config, tokens):
   hidden = qwen.hidden_states(params, config, tokens, compute_dtype=jnp.float32)
   return hidden @ qwen.output_matrix(params, config).T
 
@@ -41,7 +42,7 @@ def differences(directory: pathlib.Path, exports: pathlib.Path | None = None) ->
       path = families.write(family, feature, directory / name)
       config = hf.read_model_config(path)
       params = hf.load_params(path, config, jnp.float32)
-      logits = np.asarray(_logits(params, config, families.tokens(family)))[0]
+      logits = np.asarray(logits_of(params, config, families.tokens(family)))[0]
       found[family, feature] = np.abs(logits[families.POSITIONS][:, families.COLUMNS] - stored[name]).max()
       if exports is not None:
         hf.export_hf(params, config, _tokenizer(), exports / name)
@@ -49,13 +50,23 @@ def differences(directory: pathlib.Path, exports: pathlib.Path | None = None) ->
 
 
 def page(found: dict[tuple[str, str], float]) -> str:
-  """The page's text around the table."""
+  """The page's text around the tables."""
   head = ["", *families.FAMILIES]
   rows = [head, ["---"] * len(head)]
   rows += [[feature, *(f"{found[family, feature]:.1e}" for family in families.FAMILIES)]
            for feature in families.FEATURES]
-  table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-  return TEXT.read_text().replace("TABLE", table)
+  said = [[feature, ", ".join(f"{name} = {json.dumps(value)}" for name, value in changes.items())
+           or "what the family says"] for feature, changes in families.FEATURES.items()]
+  filled = {"differences": _table(rows), "features": _table(said), "cells": len(found), "length": families.LENGTH,
+            "original": families.ORIGINAL}
+  text = TEXT.read_text()
+  for name, value in filled.items():
+    text = text.replace("{{" + name + "}}", str(value))
+  return text
+
+
+def _table(rows: list[list[str]]) -> str:
+  return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

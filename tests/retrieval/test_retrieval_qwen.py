@@ -1,10 +1,14 @@
 """Qwen3-Embedding's way to a vector, on a random small Qwen3: last token, instruction on queries only."""
 
+import json
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from policylong.errors import UserError
@@ -120,3 +124,17 @@ def test_mistakes_are_one_sentence(checkpoint, tmp_path):
     embedder(checkpoint, sha256="00ff")
   with pytest.raises(UserError):
     embedder(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("head", ["without a head", "with one"])
+def test_a_bare_decoder_that_ties_no_head_is_read_as_it_is(head, checkpoint, wanted, tmp_path):
+  """As the larger Qwen3-Embedding models are stored: no tie, names without "model.", and no lm_head.weight."""
+  directory = shutil.copytree(checkpoint, tmp_path / "bare")
+  weights = load_file(directory / "model.safetensors")
+  bare = {name.removeprefix("model."): array for name, array in weights.items()}
+  if head == "with one":
+    bare["lm_head.weight"] = 2 * bare["embed_tokens.weight"]
+  save_file(bare, directory / "model.safetensors", metadata={"format": "pt"})
+  fields = json.loads((directory / "config.json").read_text())
+  (directory / "config.json").write_text(json.dumps(fields | {"tie_word_embeddings": False}))
+  np.testing.assert_allclose(embedder(directory).embed_documents(TEXTS), wanted, atol=1e-5)

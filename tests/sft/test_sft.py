@@ -29,10 +29,10 @@ from policylong.training.metrics import MetricsLog
 from tests.small_chat import QWEN2_SHAPED, QWEN3_SHAPED, conversation, small_tuning, write_chats, write_model
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
-BAD = ["not json", '{"text": "x"}', [{"role": "user", "content": "Hi"}], [{"role": "tool", "content": "4"}],
+BAD = ["not json", '{"text": "x"}', [{"role": "user", "content": "Hi"}], [{"role": "ghost", "content": "4"}],
        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "word " * 300}]]
 SKIPPED = {"not JSON": 1, "messages missing": 1, "no assistant turn": 1, "longer than 128 tokens": 1,
-           "a role other than system, user, assistant": 1}
+           "a role other than system, developer, user, assistant, tool": 1}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -165,6 +165,39 @@ def test_stopped_anywhere_and_started_again_it_ends_with_the_same_bytes(done, fo
   jax.tree.map(np.testing.assert_array_equal, *models)
   losses = [[json.loads(line)["loss"] for line in run.metrics.read_text().splitlines()] for run in (whole, workdir)]
   assert len(losses[0]) == 6 and losses[0] == losses[1]
+
+
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Lima"}}}
+
+
+@pytest.mark.parametrize("answer, why", [
+    ({"content": "", "tool_calls": [CALL]}, "4 the chat template does not show tool calls"),
+    ({"content": "", "tool_calls": []}, "4 an empty answer"),
+    ({"content": "Two.", "reasoning_content": "Count on."}, "4 the chat template does not show an answer's reasoning"),
+    ({"content": "Two.", "weight": 0}, "4 every assistant turn has weight 0"),
+])
+def test_no_empty_answer_and_no_half_of_one_is_learnt(folder, tmp_path, answer, why):
+  """SmolLM2's template knows neither tools nor reasoning."""
+  chats = [[{"role": "user", "content": f"{i}?"}, {"role": "assistant", **answer}] for i in range(4)]
+  path = write_chats(tmp_path / "chats.jsonl", chats)
+  with pytest.raises(UserError, match=f"has no conversation to train on .{why}."):
+    tuning.run(config_of(folder, data__path=str(path), data__held_out=0.0), tmp_path / "run")
+
+
+def test_of_a_conversation_the_answers_that_count_are_learnt_and_the_others_counted(folder, tmp_path, monkeypatch):
+  turns = [{"from": "human", "value": "One?"}, {"from": "gpt", "value": "Wrong.", "weight": 0},
+           {"from": "human", "value": "Two?"}, {"from": "gpt", "value": ""},
+           {"from": "human", "value": "Three?"}, {"from": "gpt", "value": "Right."}]
+  (tmp_path / "chats.jsonl").write_text("".join(
+      json.dumps({"conversations": [{"from": "human", "value": f"{i}"}, turns[1], *turns]}) + "\n" for i in range(6)))
+  monkeypatch.setattr(tuning, "Trainer", Stop.now)
+  with pytest.raises(Stop):
+    tuning.run(config_of(folder, data__path=str(tmp_path / "chats.jsonl"), data__held_out=0.0), tmp_path / "run")
+  workdir, tokenizer = Workdir(tmp_path / "run"), load_tokenizer(folder / "model")
+  packed = read_tokens(sequence_paths(workdir.sequences)).reshape(-1, 3, 128)
+  said = "".join(tokenizer.decode(tokens[learnt == 1]) for tokens, _, learnt in packed)
+  assert said == 6 * "Right.<|im_end|>"
+  assert json.loads(workdir.sequences_json.read_text())["skipped"] == {"an empty answer": 6}
 
 
 def test_a_finished_run_is_left_alone(done, folder):
