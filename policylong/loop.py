@@ -199,6 +199,7 @@ class _Loop:
       write_scalars(self.workdir, summary["policy_step"], scalars.of_round(summary))
       log_summary(summary)
     hosts.barrier("screened")
+    self.write_report()
 
   def screen(self, round_: Round, previous: Round | None, step: int) -> None:
     """What the current policy says of the round's roots, and of the dependencies that the last one accepted."""
@@ -253,6 +254,7 @@ class _Loop:
     if hosts.is_first():
       round_.finish(counts)
     hosts.barrier("trained")
+    self.write_report()
 
   def evaluate(self, index: int) -> None:
     """Benchmarks of the policy after round `index`; 0: of the base model. What is there already stays."""
