@@ -191,6 +191,7 @@ class _Stages:
       write_scalars(self.workdir, summary["policy_step"], scalars.of_round(summary))
       log_summary(summary)
     hosts.barrier("screened")
+    self.write_report()
 
   def screen_and_synthesize(self, round_: Round, policy: Policy) -> dict:
     """Screens roots until they fill the sequences that training reads, and writes these; as numbers.
@@ -263,6 +264,7 @@ class _Stages:
     if hosts.is_first():
       round_.finish(counts)
     hosts.barrier("trained")
+    self.write_report()
     return state
 
   def evaluate(self, index: int, state: TrainState) -> None:

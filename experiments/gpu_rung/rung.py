@@ -17,7 +17,6 @@ from policylong import config as config_lib
 from policylong.devices.mesh import make_mesh
 from policylong.errors import UserError
 from policylong.evaluation.benchmarks import evaluate
-from policylong.evaluation.in_loop import scalars
 from policylong.evaluation.policy import Policy
 from policylong.evaluation.results import Options
 from policylong.model.stored import open_model
@@ -119,7 +118,8 @@ class Size:
     found = evaluate(policy, self.tasks, options, epath.Path(directory))
     found |= evaluate(policy, ("longppl", "position_loss"), dataclasses.replace(
         options, lengths=(self.length,), samples=self.documents), epath.Path(directory))
-    return {name.removeprefix("evaluation/"): value for name, value in scalars(found).items()}
+    return {f"{task}/{length}": result.value for task, lengths in found.items() for length, result in lengths.items()
+            if result.value is not None}
 
   def _policy(self, path: pathlib.Path) -> Policy:
     """The model in a file or of a run, made to read `length` tokens whether it was trained to or not."""

@@ -14,12 +14,14 @@ get_config, measure = SIZE.get_config, SIZE.measure
 
 
 def prepare():
-  """A dozen of the material's texts of each kind."""
+  """Six of the material's texts of each kind."""
   if not (SIZE.corpus / "packages.json").exists():
-    write_corpus(SIZE.corpus, pages=(), packages={}, most=12)
+    write_corpus(SIZE.corpus, pages=(), packages={}, most=6)
   SIZE.prepare()
 
 
 def cells():
-  # Of so few pairs none may pass what 1% of random ones does.
-  return [("policylong", {"screening.epsilon": 0.01, "screening.epsilon_from_control": None})]
+  # Of so few pairs none may pass what 1% of random ones does; and two cores embed the head of a chunk.
+  return [("policylong", {"screening.epsilon": 0.01, "screening.epsilon_from_control": None,
+                          "screening.bucket_multiple": 128, "screening.max_chunk_tokens": 128,
+                          "retrieval.embedder_max_tokens": 64, "retrieval.embedder_batch": 8})]

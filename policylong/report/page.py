@@ -1,6 +1,7 @@
 """The page: what a person who knows the paper needs in order to say whether each round was sane."""
 
 import json
+import time
 from collections.abc import Callable
 
 from etils import epath
@@ -8,6 +9,7 @@ from etils import epath
 from policylong.report import evaluation, facts, health, plots, roots, sequences, template
 from policylong.report.markup import Markup, disclosure, element, escape, join, table
 from policylong.report.round_table import round_table
+from policylong.report.standing import Standing, standing
 from policylong.report.tables import Run, read_run
 from policylong.report.words import NONE, count, decimal, of, plural, setting, share, threshold
 from policylong.storage.workdir import Workdir, write_atomically
@@ -29,13 +31,21 @@ def write_report(workdir, chunk_text: Callable[[str], str] | None) -> epath.Path
     UserError: there is no such folder.
   """
   layout = Workdir(workdir)
-  page = render(read_run(layout), chunk_text)
+  run, now = read_run(layout), time.time()
+  page = render(run, chunk_text, standing(run, layout, now), now)
   write_atomically(layout.page, page.encode("utf-8"))
   return layout.page
 
 
-def render(run: Run, chunk_text: Callable[[str], str] | None) -> str:
-  """The whole page as HTML."""
+def render(run: Run, chunk_text: Callable[[str], str] | None, stands: Standing, now: float) -> str:
+  """The whole page as HTML; while the run is under way it says what is being done, and reloads itself.
+
+  Args:
+    run: what is shown.
+    chunk_text: as in `write_report`.
+    stands: where the run stands.
+    now: the time, in seconds since 1970.
+  """
   texts = roots.ChunkTexts(chunk_text)
   named = [("rounds", "Was each round sane?", _rounds(run)),
            ("numbers", "Round by round", round_table(run) or _nothing("No round, no numbers.")),
@@ -48,14 +58,31 @@ def render(run: Run, chunk_text: Callable[[str], str] | None) -> str:
   sections = [element("section", element("h2", title), body, id=key) for key, title, body in named]
   links = element("nav", *(element("a", title, href=f"#{key}") for key, title, _ in named))
   title = f"PolicyLong · {_name(run.setting('model.path', 'run'))}"
-  body = join([_header(run, links, texts), element("main", *sections),
+  body = join([_header(run, _standing(run, stands, now), links, texts), element("main", *sections),
                element("footer", "Entropies and losses are in nats. Gain = (entropy before − entropy after) / entropy "
                                  "before, with the chunk put in front of the root. Method: arXiv 2604.07809 "
                                  "(PolicyLong), 2510.02330 (EntropyLong).")])
-  return template.fill(escape(title), body)
+  return template.fill(escape(title), body, live=stands.state == "under way")
 
 
-def _header(run, links, texts):
+def _standing(run, stands, now):
+  """What is being done, as it was when the page was written; nothing where the run is done."""
+  if stands.state == "done":
+    return ""
+  if stands.state != "under way":
+    return element("p", f"Not under way when this page was written: {stands.life}.", class_="warn")
+  written = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
+  cells = [element("div", element("dt", name), element("dd", sentence, class_="now")) for name, sentence in stands.facts
+           if name != "now"]  # the page is written between two things that are counted
+  note = element("p", "Written ", element("span", written, id="written", data_at=round(now)),
+                 ", at the end of a stage, and again at the end of the next one; it reloads itself until the run is "
+                 "done. From minute to minute: ",
+                 element("code", f"python -m policylong.status --workdir={run.directory}"), class_="quiet")
+  return element("div", element("p", element("span", "under way", class_="chip look")), element("dl", *cells,
+                 class_="facts"), note, id="standing")
+
+
+def _header(run, stands, links, texts):
   done = [round_ for round_ in run.rounds if round_.finished]
   model, rounds = run.setting("model.path"), run.setting("rounds")
   seen = [*map(facts.summary, run.rounds), run.final]
@@ -88,7 +115,8 @@ def _header(run, links, texts):
     warnings.append("Chunks are shown by their ids only: the corpus that holds their texts could not be opened.")
   return element("header", element("div", element("p", "PolicyLong: what the policy chose", class_="over"),
                                    element("h1", _name(model) if model else run.directory),
-                                   element("p", run.directory, class_="quiet"), element("dl", *cells, class_="facts"),
+                                   element("p", run.directory, class_="quiet"), stands,
+                                   element("dl", *cells, class_="facts"),
                                    *(element("p", warning, class_="warn") for warning in warnings), links))
 
 

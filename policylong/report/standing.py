@@ -50,7 +50,9 @@ def _life(workdir: Workdir, told: list[Told], now: float) -> tuple[str, str]:
     return "done", f"done, {_ago(now - _written([workdir.final_json]))}"
   if not told:
     files = [workdir.directory / "config.json", workdir.metrics, *_round_files(workdir)]
-    return "silent", f"nothing says that it works here; the newest file was written {_ago(now - _written(files))}"
+    if not (newest := _written(files)):
+      return "silent", "no run has begun here"
+    return "silent", f"nothing says that it works here; the newest file was written {_ago(now - newest)}"
   if failed := [each for each in told if each.stopped]:
     first = min(failed, key=lambda each: each.told)
     return "stopped", f"stopped {_ago(now - first.told)}{_which(first)}: {first.stopped}"

@@ -167,11 +167,11 @@ def read_run(workdir: Workdir) -> Run:
   config = _json(workdir.directory / "config.json", notes, "config.json")
   corpus = _json(workdir.corpus_json, notes, "corpus.json")
   final = _json(workdir.final_json, [], "final.json")
-  metrics = _metrics(workdir.metrics, notes)
   parent = workdir.round(1).directory.parent
   found = sorted(int(path.name) for path in parent.iterdir() if path.name.isdigit()) if parent.exists() else []
   screened = config.get("method", "policylong") in POLICY_METHODS
   rounds = [_round(workdir.round(index), screened) for index in found if index]
+  metrics = _metrics(workdir.metrics, notes, any(round_.finished for round_ in rounds) or not rounds)
   evaluations = [evaluation for index in found if (evaluation := _evaluation(workdir.round(index), notes))]
   if not rounds:
     notes.append("There is no round in rounds/ yet.")
@@ -242,9 +242,10 @@ def _json(path, notes, name) -> dict:
   return value
 
 
-def _metrics(path, notes) -> list[dict]:
+def _metrics(path, notes, expected: bool) -> list[dict]:
   if not path.exists():
-    notes.append("metrics.jsonl is missing: there is no training loss to draw.")
+    if expected:
+      notes.append("metrics.jsonl is missing: there is no training loss to draw.")
     return []
   rows, bad = [], 0
   for line in path.read_bytes().decode("utf-8", errors="replace").splitlines():

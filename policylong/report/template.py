@@ -35,6 +35,9 @@ nav a { text-decoration: none; border-bottom: 1px solid #b7d3e6; }
 .facts dt { font-size: 12.5px; color: var(--soft); }
 .facts dd { margin: 0; font-size: 16px; font-weight: 600; overflow-wrap: anywhere; }
 .facts dd small { font-weight: 400; font-size: 12.5px; color: var(--soft); display: block; line-height: 1.35; }
+.facts .now { font-size: 14px; font-weight: 500; }
+#standing { margin-top: 14px; } #standing .facts { margin-top: 8px; border-color: #e0b45c; }
+#standing .facts div { flex-basis: 260px; }
 .warn { border-left: 4px solid #e69f00; background: #fff8e8; padding: 9px 14px; border-radius: 0 6px 6px 0;
   margin: 14px 0; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 16px; }
@@ -158,12 +161,43 @@ document.addEventListener("click", function (event) {
 });
 """
 
+# While the run is under way: a page that reloads itself comes back where its reader was, with the same parts open.
+_LIVE_SCRIPT = """
+(function () {
+  var key = "policylong " + location.pathname, written = document.getElementById("written");
+  var parts = function () { return Array.prototype.slice.call(document.querySelectorAll("details")); };
+  var name = function (part) { return part.querySelector("summary").textContent; };
+  var age = function () {
+    var seconds = Math.max(0, Math.round(Date.now() / 1000 - Number(written.dataset.at)));
+    written.textContent = seconds < 90 ? seconds + " seconds ago" : seconds < 5400
+      ? Math.round(seconds / 60) + " minutes ago" : (seconds / 3600).toFixed(1) + " hours ago";
+  };
+  written.title = written.textContent;
+  age();
+  setInterval(age, 1000);
+  try {
+    var kept = JSON.parse(sessionStorage.getItem(key) || "null");
+    if (kept) {
+      parts().forEach(function (part) { part.open = kept.open.indexOf(name(part)) >= 0; });
+      window.scrollTo({ top: kept.top, behavior: "instant" });
+    }
+    window.addEventListener("pagehide", function () {
+      var open = parts().filter(function (part) { return part.open; }).map(name);
+      sessionStorage.setItem(key, JSON.stringify({ top: window.scrollY, open: open }));
+    });
+  } catch (error) { /* no storage: the page begins at its top */ }
+})();
+"""
+
+# Seconds after which a page of a run that is under way is loaded again.
+_RELOAD = 30
+
 _PAGE = string.Template("""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="$policy">
-<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="viewport" content="width=device-width, initial-scale=1">$reload
 <title>$title</title>
 <style>$style</style>
 </head>
@@ -181,11 +215,14 @@ def shade_alpha(level: int) -> float:
   return 0.85 * level / (LEVELS - 1)
 
 
-def fill(title: str, body: str) -> str:
-  """The page; `title` and `body` are Markup."""
+def fill(title: str, body: str, live: bool) -> str:
+  """The page; `title` and `body` are Markup. live: it loads itself again, until it is written as one that does not."""
+  script = _SCRIPT + _LIVE_SCRIPT * live
+  reload = f'\n<meta http-equiv="refresh" content="{_RELOAD}">' * live
   shades = "".join(f".e{level} {{ background: rgba(240, 150, 30, {shade_alpha(level):.3f}); }}\n"
                    for level in range(LEVELS))
-  digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+  digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
   policy = (f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
             "base-uri 'none'; form-action 'none'")
-  return _PAGE.substitute(title=title, policy=policy, style=_STYLE + shades, script=_SCRIPT, body=body)
+  return _PAGE.substitute(title=title, policy=policy, style=_STYLE + shades, script=script, body=body,
+                          reload=reload)
