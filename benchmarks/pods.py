@@ -56,13 +56,14 @@ def page(found: dict) -> str:
         here = {program: values and beside(values, here["train"]) for program, values in here.items()}
       rows += [row(name, values) for values in here.values() if values]
       if all(values and values["fits"] for values in here.values()):
-        runs.append(run_hours(name, topology, module.get_config(topology), here))
+        config = module.get_config(topology)
+        runs += [run_hours(name, topology, config, here, budget) for budget in (config.screening.budget, None)]
   text = (FOLDER / "pods_text.md").read_text()
   table = "\n".join(["| config | slice | program | fits | peak GiB | arguments + temporaries GiB | of | "
                      "tokens a step and device | step s | tokens/s a device | MFU |",
                      "|---|---|---|---|---|---|---|---|---|---|---|", *rows])
-  hours = "\n".join(["| config | slice | training h | scan h | verification h | together h | screening | embedding h |",
-                     "|---|---|---|---|---|---|---|---|", *runs])
+  hours = "\n".join(["| config | slice | tokens scored for each trained on | training h | scan h | verification h | "
+                     "together h | screening | embedding h |", "|---|---|---|---|---|---|---|---|---|", *runs])
   left = f"\n\nNot compiled yet: {', '.join(missing)}.\n" if missing else ""
   for name, value in {"programs": table + left, "hours": hours, "anchors": ANCHORS, "chunks": f"{CHUNKS:,}",
                       "chunk_tokens": CHUNK_TOKENS}.items():
@@ -89,18 +90,27 @@ def row(name: str, values: dict) -> str:
           f"{tokens / step:,.0f} | {values['estimated_mfu']:.0%} |")
 
 
-def run_hours(name: str, topology: str, config, here: dict) -> str:
+def run_hours(name: str, topology: str, config, here: dict, budget: float | None) -> str:
+  """A row of the hours; without a budget every row of every root that a round needs is scored.
+
+  As many negatives come as fit, so that each root with positives is a sequence: a round needs as many roots as it
+  reads sequences, where all of them have positives.
+  """
   rate = {program: values["tokens"] / values["estimated_step_seconds"] for program, values in here.items()}
   training, screening = config.training, config.screening
-  trained = config.rounds * training.steps_per_round * training.batch_size * config.synthesis.sequence_length
-  roots = config.rounds * screening.roots_per_round
-  rows = roots * (min(ANCHORS, screening.max_anchors_per_root) * screening.top_k + screening.control_chunks)
-  hours = {"train": trained / rate["train"], "score": roots * screening.root_tokens / rate["score"],
-           "verify": rows * (screening.root_tokens + screening.max_chunk_tokens) / rate["verify"]}
+  sequences = config.rounds * training.steps_per_round * training.batch_size
+  trained, roots = sequences * config.synthesis.sequence_length, sequences
+  scan, rows = roots * screening.root_tokens, roots * (
+      min(ANCHORS, screening.max_anchors_per_root) * screening.top_k + screening.control_chunks)
+  scored = scan + rows * (screening.root_tokens + screening.max_chunk_tokens)
+  if budget is not None:
+    scored = min(scored, budget * trained)
+  hours = {"train": trained / rate["train"], "score": scan / rate["score"], "verify": (scored - scan) / rate["verify"]}
   hours = {program: seconds / 3600 for program, seconds in hours.items()}
   total, embedding = sum(hours.values()), CHUNKS * CHUNK_TOKENS / rate["embed"] / 3600
-  return (f"| {name} | {topology} | {hours['train']:.1f} | {hours['score']:.2f} | {hours['verify']:.1f} | "
-          f"{total:.1f} | {1 - hours['train'] / total:.0%} | {embedding:.2f} |")
+  return (f"| {name} | {topology} | {scored / trained:.1f}{' (all rows)' if budget is None else ''} | "
+          f"{hours['train']:.1f} | {hours['score']:.2f} | {hours['verify']:.1f} | {total:.1f} | "
+          f"{1 - hours['train'] / total:.0%} | {embedding:.2f} |")
 
 
 if __name__ == "__main__":

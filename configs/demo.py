@@ -44,7 +44,9 @@ def get_config() -> ConfigDict:
       "roots_per_round": 8, "roots_per_shard": 4, "max_anchors_per_root": 10, "top_k": 2,
       "root_tokens": 192, "min_root_tokens": 96, "max_chunk_tokens": 320, "tokens_per_batch": 1536,
       # For a small corpus, as said above; of three random chunks a root, since the threshold comes from a round's.
-      "alpha": 1.0, "epsilon": None, "epsilon_from_control": 0.005, "control_chunks": 3})
+      "alpha": 1.0, "epsilon": None, "epsilon_from_control": 0.005, "control_chunks": 3,
+      # Of a handful of roots every row.
+      "budget": None})
   # What a step on two cores has the memory and the time for.
   config.synthesis.sequence_length = 4096
   config.training.update({

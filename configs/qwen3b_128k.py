@@ -48,7 +48,7 @@ def shrunk(config: ConfigDict) -> ConfigDict:
       "max_anchors_per_root": 2, "top_k": 2, "control_chunks": 3, "max_chunk_tokens": 128,
       # One program for all rows; those of a root, with the root alone, are one batch of the eight devices.
       "bucket_multiple": 256, "tokens_per_batch": 256,
-      "epsilon": None, "epsilon_from_control": 0.2})
+      "epsilon": None, "epsilon_from_control": 0.2, "budget": None})
   config.synthesis.sequence_length = 512
   config.eval.update({"tasks": ("position_loss",), "lengths": (256,), "samples": 2})
   config.eval.documents.update({"kind": "text", "path": "material/sotu/18*.txt"})

@@ -99,7 +99,7 @@ def config() -> ConfigDict:
           "target_recall": 0.95,
       },
       "screening": {
-          # Root documents screened each round, none twice (E: 100K in all).
+          # Root documents that a round may screen, none twice (E: 100K in all); it ends when its sequences are filled.
           "roots_per_round": 25_000,
           # A root is at most so many tokens (P: root and candidate are about 2K tokens together); of a longer
           # document one window is read.
@@ -135,8 +135,8 @@ def config() -> ConfigDict:
           # Each round, the smallest margin that at most this share of random contexts passes.
           "loss_margin_from_control": optional(),
           # Tokens scored for each token that the round trains on; within it the rows that promise most come first.
-          # None: every row of as many roots as it takes (P).
-          "budget": optional(),
+          # None: every row of as many roots as it takes (P). Eight is a quarter of a run's hours (D, docs/pods.md).
+          "budget": optional(8.0),
           # With a budget, share of the roots whose rows are all scored: they tell what the budget missed.
           "probe_share": 0.05,
           # Hard negatives: positives (similar to the verified positives, P), rejected (refused candidates),
