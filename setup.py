@@ -47,13 +47,13 @@ setup(
         "numpy>=2.2",  # JAX's own bound, as SciPy's
         "optax>=0.2.5",  # 0.2.4 has no `optax.tree`
         "orbax-checkpoint>=0.12",  # 0.11.0 takes a class from JAX that 0.12 has no more
-        "pyarrow>=21",
+        "pyarrow>=24",  # as datasets 5.2 wants it
         "pyyaml>=6.0.1",
         "safetensors>=0.4.3",
         "scipy>=1.15",
         "scann>=1.4",  # every config's index; 44 MB
         "tokenizers>=0.22.1",
-        "tqdm>=4.66",
+        "tqdm>=4.66.3",
         "transformers>=5",
     ],
     extras_require={
