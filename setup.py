@@ -1,7 +1,7 @@
 """PolicyLong: on-policy long-context data, in JAX.
 
-Ranges, not versions: each lower bound is a release that tests/test_dependencies.py passes with, and there is an upper
-bound only where something newer is known to break. What `make` and CI install is requirements.lock, to the byte.
+Ranges, not versions: tests/test_dependencies.py installs both ends of them, and there is an upper bound only where
+something newer is known to break. What `make` and CI install is requirements.lock, to the byte.
 """
 
 import pathlib
@@ -9,8 +9,8 @@ import pathlib
 from setuptools import find_packages, setup
 
 TFDS = ["tensorflow-datasets>=4.9.8"]  # 4.9.7 imports TensorFlow
-TENSORBOARD = ["tensorboardX>=2.6"]
-WANDB = ["wandb>=0.19"]
+TENSORBOARD = ["tensorboardX>=2.6.1"]
+WANDB = ["wandb>=0.26"]
 HUB = ["datasets>=5.2"]  # the release that sources of kind hub were tried with
 EVALUATION = [
     "lm_eval>=0.4.10",  # 0.4.8 imports a class that transformers 5 has not
@@ -21,7 +21,7 @@ EVALUATION = [
 ]
 # What the tests, `make lint` and the commit hooks need. With setuptools the project is installed without the network.
 TEST = [*TFDS, *TENSORBOARD, *WANDB, *HUB, *EVALUATION,
-        "mypy>=2.4", "pre-commit>=4", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.17", "setuptools>=77"]
+        "mypy>=2.4", "pre-commit>=4", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.17", "setuptools>=77.0.3"]
 
 setup(
     name="policylong",
@@ -39,7 +39,7 @@ setup(
         "flax>=0.12.10",  # older ones import what JAX 0.12 has no more
         "gguf>=0.17",  # 0.16 does not know Qwen3
         "grain>=0.2.12",
-        "huggingface_hub>=1",  # transformers 5's bound
+        "huggingface_hub>=1.31",  # as datasets 5.2 wants it
         "jax>=0.12",  # the CPU compiler of 0.11.2 aborts in the attention tests; errors.py says so where it is found
         "jaxtyping>=0.2.36",
         "jinja2>=3.1",
@@ -47,13 +47,13 @@ setup(
         "numpy>=2.2",  # JAX's own bound, as SciPy's
         "optax>=0.2.5",  # 0.2.4 has no `optax.tree`
         "orbax-checkpoint>=0.12",  # 0.11.0 takes a class from JAX that 0.12 has no more
-        "pyarrow>=17",
+        "pyarrow>=24",  # as datasets 5.2 wants it
         "pyyaml>=6.0.1",
         "safetensors>=0.4.3",
         "scipy>=1.15",
         "scann>=1.4",  # every config's index; 44 MB
-        "tokenizers>=0.22",
-        "tqdm>=4.66",
+        "tokenizers>=0.22.1",
+        "tqdm>=4.66.3",
         "transformers>=5",
     ],
     extras_require={
