@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 
 from policylong import paths
 from policylong.errors import UserError, run_command
-from policylong.model import hf, qwen, stored, tokenizer
+from policylong.model import hf, qwen, stored, tokenizer, vocabulary
 from policylong.storage.workdir import new_directory
 
 TEXT = ("The survey of 1923 counted 412 houses, three mills and one bridge. By the next spring the bridge was gone, "
@@ -26,8 +26,11 @@ TEXT = ("The survey of 1923 counted 412 houses, three mills and one bridge. By t
         "def ferry(n):\n  return n * 2  # there and back\n")
 
 
-def save_orbax(params: qwen.Params, config: qwen.ModelConfig, tokenizer_, directory: pathlib.Path) -> None:
+def save_orbax(params: qwen.Params, config: qwen.ModelConfig, tokenizer_, ends: frozenset[int],
+               directory: pathlib.Path) -> None:
   """Writes params/, model.json and tokenizer/ to a temporary folder, which becomes `directory` at the end.
+
+  `ends` are the tokens that end a generation.
 
   Raises:
     UserError: `directory` is there already.
@@ -35,7 +38,7 @@ def save_orbax(params: qwen.Params, config: qwen.ModelConfig, tokenizer_, direct
   with new_directory(directory) as temporary:
     with ocp.StandardCheckpointer() as checkpointer:
       checkpointer.save(temporary / "params", params)
-    stored.describe(config, tokenizer_, temporary)
+    stored.describe(config, tokenizer_, ends, temporary)
 
 
 def load_orbax(directory: pathlib.Path, mesh: jax.sharding.Mesh | None = None, base_model: str | None = None):
@@ -46,8 +49,12 @@ def load_orbax(directory: pathlib.Path, mesh: jax.sharding.Mesh | None = None, b
   Raises:
     UserError: the directory is not one of these, or is damaged.
   """
-  model = stored.open_run(directory, base_model) if stored.is_run(directory) else stored.open_orbax(directory)
+  model = _open(directory, base_model)
   return model.load(None, mesh), model.config, model.tokenizer
+
+
+def _open(directory: pathlib.Path, base_model: str | None) -> stored.StoredModel:
+  return stored.open_run(directory, base_model) if stored.is_run(directory) else stored.open_orbax(directory)
 
 
 def logits(params: qwen.Params, config: qwen.ModelConfig, tokenizer_) -> np.ndarray:
@@ -64,10 +71,12 @@ def logits(params: qwen.Params, config: qwen.ModelConfig, tokenizer_) -> np.ndar
 def hf_to_orbax(source: pathlib.Path, output: pathlib.Path, dtype: jnp.dtype) -> float:
   """Converts; returns the largest absolute difference of the logits between source (float32) and result."""
   _refuse_existing(output)
-  config, words = hf.read_model_config(source), tokenizer.load_tokenizer(source)
+  config = hf.read_model_config(source)
+  words = tokenizer.tokenizer_of(source, config)
+  ends = vocabulary.end_tokens(words, source)
   params = hf.load_params(source, config, jnp.float32)
   before = logits(params, config, words)
-  save_orbax(jax.tree.map(lambda leaf: leaf.astype(dtype), params), config, words, output)
+  save_orbax(jax.tree.map(lambda leaf: leaf.astype(dtype), params), config, words, ends, output)
   del params
   return float(np.abs(logits(*load_orbax(output)) - before).max())
 
@@ -75,11 +84,14 @@ def hf_to_orbax(source: pathlib.Path, output: pathlib.Path, dtype: jnp.dtype) ->
 def orbax_to_hf(source: pathlib.Path, output: pathlib.Path, dtype: jnp.dtype, base_model: str | None = None) -> float:
   """Converts; returns the largest absolute difference of the logits between source and result."""
   _refuse_existing(output)
-  params, config, words = load_orbax(source, base_model=base_model)
-  before = logits(params, config, words)
-  hf.export_hf(jax.tree.map(lambda leaf: leaf.astype(dtype), params), config, words, output)
+  model = _open(source, base_model)
+  params = model.load(None, None)
+  before = logits(params, model.config, model.tokenizer)
+  hf.export_hf(jax.tree.map(lambda leaf: leaf.astype(dtype), params), model.config, model.tokenizer, output,
+               model.end_tokens)
   del params
-  config, words = hf.read_model_config(output), tokenizer.load_tokenizer(output)
+  config = hf.read_model_config(output)
+  words = tokenizer.tokenizer_of(output, config)
   return float(np.abs(logits(hf.load_params(output, config, dtype), config, words) - before).max())
 
 

@@ -41,7 +41,7 @@ from policylong.errors import UserError
 from policylong.evaluation.in_loop import RoundEvaluation
 from policylong.model import hf, identity
 from policylong.model.stored import open_model
-from policylong.model.tokenizer import load_tokenizer
+from policylong.model.tokenizer import beginning, tokenizer_of
 from policylong.records import Negative, Positive
 from policylong.report.page import write_report
 from policylong.retrieval.embedders import make_embedder
@@ -235,8 +235,8 @@ class _Stages:
     masked = config.training.document_masking
     screened = self.screened(round_) if self.screens else None
     written = write_sequences(self.method.sequences(Inputs(
-        config.seed, round_.index, policy_step, config.synthesis.sequence_length, self.sequences,
-        config.method_options, library, screened)), round_.directory, packed=masked)
+        config.seed, round_.index, policy_step, config.synthesis.sequence_length - len(self.beginning), self.sequences,
+        config.method_options, library, screened)), round_.directory, packed=masked, beginning=self.beginning)
     library.done()
     if not written:
       raise UserError(f"{config.method}, round {round_.index}: none of its screening.roots_per_round = "
@@ -245,8 +245,11 @@ class _Stages:
                       "take longer documents")
     spans = tables.read(round_.table("sequences"))
     attended = storage.mean_attended_tokens(spans) if masked else config.synthesis.sequence_length
-    return {"sequences": written, "epochs": self.read / written, "mean_attended_tokens": attended,
-            "synthesis": storage.summarise(spans, screened.positives if screened else ())}
+    counts = {"sequences": written, "epochs": self.read / written, "mean_attended_tokens": attended,
+              "synthesis": storage.summarise(spans, screened.positives if screened else ())}
+    if len(self.beginning):
+      counts["begins_with"] = self.tokenizer.convert_ids_to_tokens(self.beginning.tolist())
+    return counts
 
   def screened(self, round_: Round) -> Screened:
     """What the policy said, from the round's tables."""
@@ -296,7 +299,8 @@ class _Stages:
     config = self.config
     return Policy(int(state.step), Scorer(
         state.params, self.model, self.mesh, dtype=config.model.scoring_dtype,
-        tokens_per_batch=config.screening.tokens_per_batch, bucket_multiple=config.screening.bucket_multiple))
+        tokens_per_batch=config.screening.tokens_per_batch, bucket_multiple=config.screening.bucket_multiple,
+        beginning=self.beginning))
 
   @functools.cached_property
   def mesh(self):
@@ -312,7 +316,12 @@ class _Stages:
   @functools.cached_property
   def tokenizer(self):
     """The policy's."""
-    return load_tokenizer(self.config.model.path)
+    return tokenizer_of(self.config.model.path, self.model)
+
+  @functools.cached_property
+  def beginning(self) -> np.ndarray:
+    """int32[b] that every scored and trained row begins with; sequences that exist already are as they are."""
+    return beginning(self.tokenizer) if "sequences" not in self.method.asks else np.zeros(0, np.int32)
 
   @functools.cached_property
   def trainer(self) -> Trainer:

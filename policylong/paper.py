@@ -48,6 +48,8 @@ def config() -> ConfigDict:
           # An HF directory (config.json, safetensors, tokenizer), a GGUF file, or hf://ORG/NAME[@REVISION], which is
           # fetched from the hub; fine-tuning also starts from a run's working directory (its newest
           # checkpoint) or DIR/checkpoints/STEP.
+          # What its tokenizer begins a text with (a Llama's BOS) stands in front of every row that is scored, screened
+          # or trained on; sequence_length counts it.
           "path": "models/Qwen2.5-3B",
           # Expected sha256 of the weight file of an HF directory or GGUF file; "" does not check.
           "sha256": "",

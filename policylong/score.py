@@ -2,12 +2,15 @@
 
   python -m policylong.score --model=DIR_OR_GGUF --input=F.jsonl --output=F.parquet
 
-Input: one {"id": ..., "text": ...} a line. Output: one row a token, in nats, no special token added:
+Input: one {"id": ..., "text": ...} a line. Output: one row a token of the text, in nats:
   id        the record's id
   position  of the token in its text, from 0
   token     its text ("" for all but the first of the tokens that share a character)
   nll       of this token given those before it; null for the first, which nothing predicts
   entropy   of the prediction made at this position, of the next token
+
+Where the tokenizer begins every text with a token of its own (a Llama's BOS, as transformers' `add_special_tokens` has
+it), the model reads it in front of the text, as it was trained to: it has no row, and the first token has an nll.
 """
 
 import argparse
@@ -26,6 +29,7 @@ from policylong.devices import hardware
 from policylong.devices.mesh import make_mesh
 from policylong.errors import UserError, run_command
 from policylong.model.stored import open_model
+from policylong.model.tokenizer import beginning
 from policylong.records import Document
 from policylong.screening.scorer import Scorer
 from policylong.storage import tables
@@ -57,11 +61,12 @@ def score(model: str, path: str, *, dtype: str = "float32", base_model: str | No
   """
   stored = open_model(model, base_model=base_model)
   config, tokenizer = stored.config, stored.tokenizer
+  begun = beginning(tokenizer)
   skipped: Counter[str] = Counter()
   documents, rows = [], []
   for document in _documents(path, skipped):
     tokens = np.asarray(tokenizer(document.text, add_special_tokens=False).input_ids, np.int32)
-    if len(tokens) > config.max_positions:
+    if len(begun) + len(tokens) > config.max_positions:
       skipped[f"{_TOO_LONG} of {config.max_positions} tokens"] += 1
       continue
     documents.append(document)
@@ -72,9 +77,9 @@ def score(model: str, path: str, *, dtype: str = "float32", base_model: str | No
                     '{"id": ..., "text": ...}')
   mesh = make_mesh(config_lib.Mesh(data=-1, fsdp=1, context=1, tensor=1))
   # Batches are always filled up with empty rows: a short input gets small ones.
-  tokens_per_batch = min(_TOKENS_PER_BATCH, sum(map(len, rows)) // mesh.size)
+  tokens_per_batch = min(_TOKENS_PER_BATCH, sum(len(begun) + len(row) for row in rows) // mesh.size)
   scorer = Scorer(stored.load(np.float32, None), config, mesh, dtype=dtype,
-                  tokens_per_batch=tokens_per_batch, bucket_multiple=128)
+                  tokens_per_batch=tokens_per_batch, bucket_multiple=128, beginning=begun)
   with Bar(desc="scoring", total=sum(map(len, rows)), unit="tok", unit_scale=True) as bar:
     traces = scorer.traces(rows, bar.update)
   parts = [_rows(document, tokenizer, *trace) for document, trace in zip(documents, traces)]

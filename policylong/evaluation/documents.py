@@ -17,7 +17,7 @@ from policylong.corpus.sources import read_source
 from policylong.devices import hosts
 from policylong.errors import UserError
 from policylong.evaluation.results import Options
-from policylong.model.tokenizer import encode
+from policylong.model.tokenizer import encode_begun
 from policylong.storage.progress import Bar
 from policylong.storage.workdir import write_atomically
 
@@ -33,6 +33,8 @@ _MOST_CHARACTERS_A_TOKEN = 16
 def read(tokenizer, options: Options, length: int) -> list[np.ndarray]:
   """The first `options.samples` documents that are long enough (all, if that is None), int32[length] each.
 
+  They begin as the tokenizer begins a text: a BOS is the first of the `length` tokens.
+
   Raises:
     UserError: no documents are named, they cannot be read, or too few are long enough.
   """
@@ -46,7 +48,7 @@ def read(tokenizer, options: Options, length: int) -> list[np.ndarray]:
       skipped[reading.reason] += 1
       continue
     seen += 1
-    tokens, _ = encode(tokenizer, reading.document.text[:length * _MOST_CHARACTERS_A_TOKEN])
+    tokens = encode_begun(tokenizer, reading.document.text[:length * _MOST_CHARACTERS_A_TOKEN])
     longest = max(longest, len(tokens))
     if len(tokens) >= length:
       found.append(tokens[:length])

@@ -10,7 +10,7 @@ from policylong.evaluation.benchmarks import claimants, evaluate
 from policylong.evaluation.policy import Policy
 from policylong.evaluation.results import Options, check_lengths
 from policylong.model.qwen import ModelConfig
-from policylong.model.tokenizer import end_tokens
+from policylong.model.vocabulary import end_tokens
 from policylong.storage.workdir import Workdir, read_json, write_json
 from policylong.training import scalars
 from policylong.training.metrics import write_scalars

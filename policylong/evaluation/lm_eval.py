@@ -20,6 +20,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from policylong.errors import UserError
 from policylong.evaluation.shared_work import answered
+from policylong.model.tokenizer import encode, encode_begun
 
 log = logging.getLogger(__name__)
 
@@ -81,11 +82,12 @@ class PolicyLM(TemplateLM):
     return "policylong-" + hashlib.sha256(told.encode()).hexdigest()[:16]
 
   def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
-    """Token ids; special tokens as the tokenizer adds them, unless the text starts with the begin token already."""
+    """Token ids, begun as the tokenizer begins a text, unless the text starts with the begin token already."""
     if add_special_tokens is None:
       begin = self.tokenizer.bos_token
       add_special_tokens = not (begin and string.startswith(begin))
-    return list(self.tokenizer(string, add_special_tokens=add_special_tokens).input_ids)
+    return encode_begun(self.tokenizer, string).tolist() if add_special_tokens else encode(
+        self.tokenizer, string)[0].tolist()
 
   def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
     """The messages as one prompt, which ends where the model is to go on.

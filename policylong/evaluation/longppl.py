@@ -23,6 +23,7 @@ from policylong.evaluation.policy import load_policy
 from policylong.evaluation.position_loss import documents_name
 from policylong.evaluation.results import Options, Result, check_lengths
 from policylong.model.stored import open_model
+from policylong.model.tokenizer import beginning
 from policylong.screening.long_gap import short_nlls
 from policylong.storage.checksums import sha256_of_texts
 from policylong.storage.workdir import read_json, write_json
@@ -87,7 +88,8 @@ def _key_tokens(policy, options: Options, rows: list[np.ndarray], nll: np.ndarra
                         "model with the same tokens")
       check_lengths([len(rows[0])], evaluator.window, evaluator.name)
       whole = documents.nlls(evaluator.token_nlls, rows, folder / "long", "evaluator, long")
-    short = documents.nlls(lambda group: short_nlls(evaluator.token_nlls, group, options.short_window), rows,
+    begun = len(beginning(evaluator.tokenizer))
+    short = documents.nlls(lambda group: short_nlls(evaluator.token_nlls, group, options.short_window, begun), rows,
                            folder / "short", "evaluator, short")
     places = [np.flatnonzero(row).tolist() for row in key_tokens(whole, short)]
     if hosts.is_first():

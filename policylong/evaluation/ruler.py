@@ -19,6 +19,7 @@ from policylong.evaluation.answers import Answers
 from policylong.evaluation.results import Options, Result, check_lengths
 from policylong.evaluation.ruler_package import TASKS, Package, Task
 from policylong.evaluation.ruler_prompts import PromptSets
+from policylong.model.tokenizer import encode_begun
 from policylong.storage.checksums import sha256_of_texts
 from policylong.storage.progress import Bar
 
@@ -118,7 +119,7 @@ def prompt_tokens(tokenizer, task: Task, record: dict, options: Options) -> list
     text = tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False,
                                          add_generation_prompt=True)
     return tokenizer(text + prefix.lstrip(), add_special_tokens=False).input_ids
-  return tokenizer(question + ("\n" if options.protocol == "helmet" else "") + prefix).input_ids
+  return encode_begun(tokenizer, question + ("\n" if options.protocol == "helmet" else "") + prefix).tolist()
 
 
 def split_prefix(task: Task, text: str) -> tuple[str, str]:

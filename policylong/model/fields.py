@@ -96,7 +96,7 @@ TABLE = (
     *(Field("maths", config, gguf, (None, *only)) for config, gguf, *only in _NOT_FOLLOWED),
     *(Field("tokens", *names) for names in _TOKENS), *(Field("stopping", *names) for names in _STOPPING),
     *(Field("nothing", name, "") for name in _NOTHING), Field("nothing", "", "rope.scaling.finetuned"),
-    Field("nothing", "", "tensor_data_layout"),
+    Field("nothing", "", "tensor_data_layout"), Field("nothing", "", "pooling_type"),
 )
 _BY_NAME = {form: {getattr(row, form): row for row in TABLE if getattr(row, form)} for form in (CONFIG, GGUF)}
 

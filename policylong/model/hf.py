@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import pathlib
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Protocol
@@ -26,13 +25,13 @@ from policylong.errors import UserError
 from policylong.model import gguf_file, hf_config
 from policylong.model.names import NAMES, Tensor, ignored, lookup, our_shape, tensors, to_ours, to_theirs
 from policylong.model.qwen import ModelConfig, Params, abstract_params
+from policylong.model.vocabulary import write_end_tokens
 from policylong.storage.progress import Bar
 from policylong.storage.workdir import new_directory
 
 _INDEX = "model.safetensors.index.json"
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _ROWS = 4096  # of a head compared at a time
-_GGUF_PART = re.compile(r"(?P<name>.*)-\d{5}-of-(?P<of>\d{5})\.gguf")
 _BLOCK = 1 << 17  # floats looked at at a time
 # transformers reads shards of any size; 5 GB is what it writes
 SHARD_BYTES = 5_000_000_000
@@ -66,8 +65,8 @@ def load_params(path: str | os.PathLike, config: ModelConfig, dtype: jnp.dtype,
                 mesh: jax.sharding.Mesh | None = None, sha256: str = "") -> Params:
   """The weights of an HF directory or a GGUF file as parameters in `dtype`, on `mesh` where one is given.
 
-  `sha256`, if not empty, is checked first: of the GGUF file or of model.safetensors; of several safetensors
-  files it is that of their bytes one after another, in the order of their names.
+  `sha256`, if not empty, is checked first: of the GGUF file or of model.safetensors; of several files it is that of
+  their bytes one after another, in the order of their names.
 
   Raises:
     UserError: a file is missing, damaged or has another hash; a tensor is unknown, there twice, missing or of
@@ -234,15 +233,10 @@ def weight_files(path: str | os.PathLike) -> tuple[pathlib.Path, ...]:
   """The files that hold the weights of an HF directory or a GGUF file, in the order of their names.
 
   Raises:
-    UserError: an HF directory has none, or lacks one that its index names.
+    UserError: an HF directory has none, or lacks one that its index names; a GGUF model lacks a part.
   """
   path = pathlib.Path(path)
-  if path.is_dir():
-    return tuple(_safetensors_files(path))
-  if part := _GGUF_PART.fullmatch(path.name):
-    return tuple(sorted(other for other in path.parent.iterdir() if (its := _GGUF_PART.fullmatch(other.name)) and (
-        its["name"], its["of"]) == (part["name"], part["of"])))
-  return (path,)
+  return tuple(_safetensors_files(path) if path.is_dir() else gguf_file.parts(path))
 
 
 def _safetensors_files(path: pathlib.Path) -> list[pathlib.Path]:
@@ -279,9 +273,10 @@ def _check_hash(path: pathlib.Path, files: Sequence[pathlib.Path], wanted: str) 
 
 
 def export_hf(params: Params, config: ModelConfig, tokenizer, directory: str | os.PathLike,
-              shard_bytes: int = SHARD_BYTES) -> None:
+              end_tokens: frozenset[int] | None = None, shard_bytes: int = SHARD_BYTES) -> None:
   """Writes an HF directory that transformers loads: config.json, safetensors in the parameters' dtype, tokenizer.
 
+  `end_tokens` are what ends a generation, in config.json and generation_config.json; None: the tokenizer's own.
   Everything is written to a temporary folder beside `directory`, which is renamed at the end. More than
   `shard_bytes` of weights go into several files with an index.
 
@@ -292,7 +287,9 @@ def export_hf(params: Params, config: ModelConfig, tokenizer, directory: str | o
   with new_directory(directory) as temporary:
     _write_weights(params, config, temporary, shard_bytes)
     tokenizer.save_pretrained(temporary)
-    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    if end_tokens is None:
+      end_tokens = frozenset({tokenizer.eos_token_id} - {None})
+    ids = write_end_tokens(end_tokens, tokenizer, temporary)
     (temporary / "config.json").write_text(json.dumps({**values, **ids}, indent=2) + "\n", encoding="utf-8")
 
 

@@ -17,9 +17,10 @@ import transformers
 
 from policylong import paths
 from policylong.errors import UserError
-from policylong.model import hf, identity, rope
+from policylong.model import gguf_file, hf, identity, rope
 from policylong.model.qwen import ModelConfig, Params, abstract_params
-from policylong.model.tokenizer import end_tokens, load_tokenizer
+from policylong.model.tokenizer import load_tokenizer, tokenizer_of
+from policylong.model.vocabulary import end_tokens, write_end_tokens
 from policylong.storage import hub
 from policylong.storage.checksums import sha256_of_files
 from policylong.storage.workdir import Workdir, read_json
@@ -75,13 +76,15 @@ def open_model(path: str | os.PathLike, sha256: str = "", base_model: str | None
 
   def load(dtype, mesh):
     return hf.load_params(path, config, dtype or jnp.float32, mesh, sha256=sha256)
-  tokenizer = load_tokenizer(path)
+  tokenizer = tokenizer_of(path, config)
   return StoredModel(str(path), config, tokenizer, end_tokens(tokenizer, path), load, hf.weight_files(path))
 
 
-def describe(config: ModelConfig, tokenizer: transformers.PreTrainedTokenizerFast, directory: pathlib.Path) -> None:
-  """Writes all but the weights, model.json and tokenizer/, into a folder that is there."""
+def describe(config: ModelConfig, tokenizer: transformers.PreTrainedTokenizerFast, ends: frozenset[int],
+             directory: pathlib.Path) -> None:
+  """Writes all but the weights, model.json and tokenizer/ with the end tokens, into a folder that is there."""
   tokenizer.save_pretrained(directory / _TOKENIZER)
+  write_end_tokens(ends, tokenizer, directory / _TOKENIZER)
   values = dataclasses.asdict(config) | {"rope_scaling": rope.to_dict(config.rope_scaling)}
   (directory / _MODEL).write_text(json.dumps(values, indent=2) + "\n")
 
@@ -139,13 +142,14 @@ def _base(workdir: Workdir, base_model: str | None) -> _Description:
     raise UserError(f"{path} is not the config of a run: it lacks {error}") from error
   base = hub.folder(paths.expand(base) if base_model is None else base_model, workdir.hub_json)
   places = [base] if base_model is not None else dict.fromkeys((paths.seen_from(base, workdir.started_in), base))
-  found = next((place for place in places if pathlib.Path(place).exists()), None)
+  found = next((place for place in places if gguf_file.parts(place)[0].exists()), None)
   if found is None:
     said = (f"--base_model is {base}, which is not there" if base_model is not None else
             f"the run in {workdir.directory} started from {base}, which is not there any more (seen from "
             f"{workdir.started_in}): say with --base_model=PATH where it is now")
     raise UserError(f"{said}; its shape and its tokenizer are needed")
-  config, tokenizer = hf.read_model_config(found), load_tokenizer(found)
+  config = hf.read_model_config(found)
+  tokenizer = tokenizer_of(found, config)
   ends = end_tokens(tokenizer, found)
   identity.check_base(workdir, found, identity.described(config, tokenizer, ends))
   return config.with_rope(theta=theta, yarn_factor=factor).trained_on(length), tokenizer, ends

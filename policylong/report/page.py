@@ -103,7 +103,7 @@ def _header(run, stands, links, texts):
         if run.screened else []),
       ("Sequence", f"{count(run.setting('synthesis.sequence_length'))} tokens",
        (f"roots of at most {count(run.setting('screening.root_tokens'))}" if run.screened else "exactly")
-       + "; masked: no document sees another" * bool(run.setting("training.document_masking"))
+       + _begun(run) + "; masked: no document sees another" * bool(run.setting("training.document_masking"))
        + "; weights by LongCE" * bool(run.setting("training.longce"))
        + "; chosen by LongFilter" * bool(run.setting("training.longfilter_share"))),
   ]
@@ -118,6 +118,12 @@ def _header(run, stands, links, texts):
                                    element("p", run.directory, class_="quiet"), stands,
                                    element("dl", *cells, class_="facts"),
                                    *(element("p", warning, class_="warn") for warning in warnings), links))
+
+
+def _begun(run):
+  """What the model's texts begin with, where they do."""
+  tokens = next((found for round_ in run.rounds if (found := facts.summary(round_).get("begins_with"))), ())
+  return f"; every row that is scored or trained on begins with {' '.join(tokens)}" if tokens else ""
 
 
 def _epsilon_source(run):

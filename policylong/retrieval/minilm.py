@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int
 
 from policylong.devices import elementwise
 from policylong.errors import UserError
+from policylong.model.vocabulary import check_ids
 from policylong.retrieval.buckets import Encoder, encode_in_buckets
 from policylong.retrieval.files import checked_sha256, sha256_of, version_of
 
@@ -88,6 +89,7 @@ class MiniLM:
     self._encode = Encoder(_load_params(path / "model.safetensors", self._config, jnp.dtype(dtype)),
                            functools.partial(encode, config=self._config))
     self._tokenizer = _read_tokenizer(path / "tokenizer.json")
+    check_ids(self._tokenizer.get_vocab(), self._config.vocab_size, path)
     self._max_tokens, self._batch = max_tokens, batch
     self.dim = self._config.hidden_size
     self.version = version_of(kind="minilm", weights=weights, tokenizer=sha256_of(path / "tokenizer.json"),

@@ -20,6 +20,7 @@ from policylong.errors import UserError
 from policylong.model import hf
 from policylong.model.qwen import ModelConfig, hidden_states
 from policylong.model.tokenizer import load_tokenizer
+from policylong.model.vocabulary import check_ids
 from policylong.retrieval.buckets import Encoder, encode_in_buckets
 from policylong.retrieval.files import total_sha256, version_of
 
@@ -57,6 +58,7 @@ class QwenEmbedder:
       raise UserError(f"retrieval.embedder_max_tokens is {max_tokens}, more than the {self._config.max_positions} "
                       f"positions of the model in {path}")
     self._tokenizer = load_tokenizer(path)
+    check_ids(self._tokenizer.get_vocab(), self._config.vocab_size, path)
     self._end = self._tokenizer.get_vocab().get(END)
     if self._end is None:
       raise UserError(f"the tokenizer in {path} has no token {END}, wanted that of a Qwen3-Embedding model")

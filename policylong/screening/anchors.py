@@ -4,8 +4,8 @@ import numpy as np
 
 
 def entropy_threshold(entropy: np.ndarray, alpha: float) -> float:
-  """mean(H) + alpha * std(H) over a root's known entropies, in nats; f32[T] with NaN at position 0."""
-  known = entropy[1:].astype(np.float64)
+  """mean(H) + alpha * std(H) over a root's known entropies, in nats; of f32[T], NaN at 0 if nothing predicts it."""
+  known = entropy[int(np.isnan(entropy[0])):].astype(np.float64)
   return float(known.mean() + alpha * known.std())
 
 
@@ -13,7 +13,7 @@ def find_anchors(entropy: np.ndarray, *, alpha: float, skip_tokens: int, most: i
   """Tokens with H_t > mean(H) + alpha * std(H) over the root (EntropyLong, kept by PolicyLong).
 
   Args:
-    entropy: f32[T] of the root, nats; NaN at position 0.
+    entropy: f32[T] of the root, nats; NaN at position 0 where the model's texts begin with no token of their own.
     alpha: standard deviations above the mean.
     skip_tokens: positions before it are never anchors: with little left context every token is uncertain,
       and their query windows would be short. They do count in mean and std.
@@ -23,7 +23,7 @@ def find_anchors(entropy: np.ndarray, *, alpha: float, skip_tokens: int, most: i
     Positions in order, and the threshold in nats.
   """
   threshold = entropy_threshold(entropy, alpha)
-  positions = np.flatnonzero(entropy > threshold)  # NaN at 0 is never above
+  positions = np.flatnonzero(entropy > threshold)  # NaN is never above
   positions = positions[positions >= skip_tokens]
   strongest = positions[np.argsort(-entropy[positions], kind="stable")[:most]]
   return np.sort(strongest), threshold

@@ -50,8 +50,11 @@ def select(round_: Round, scorer: Scorer, training: config_lib.Training, length:
            disable=not hosts.is_first()) as bar:
     for shard in hosts.share(len(shards)):
       if not round_.shard("gaps", shard).exists():
-        gap, long = gaps(lambda rows: [nll for _, nll in scorer.traces(rows, bar.update)],
-                         [sequences[i] for i in shards[shard]], training.short_window)
+        # The scorer begins every row by itself, the short ones too.
+        begun = len(scorer.beginning)
+        found = gaps(lambda rows: [nll for _, nll in scorer.traces(rows, bar.update)],
+                     [sequences[i][begun:] for i in shards[shard]], training.short_window)
+        gap, long = (np.pad(values, ((0, 0), (begun, 0)), constant_values=np.nan) for values in found)
         weights = pa.FixedSizeListArray.from_arrays(longce_weights(gap).reshape(-1), length)
         tables.write(round_.shard("gaps", shard), pa.table({
             "sequence": list(shards[shard]), "score": longfilter_scores(gap, long), "weights": weights}))
@@ -71,19 +74,22 @@ def gaps(token_nlls: Callable, rows: Sequence[np.ndarray], window: int) -> tuple
   return short - long, long
 
 
-def short_nlls(token_nlls, rows: Sequence[np.ndarray], short_window: int) -> list[np.ndarray]:
+def short_nlls(token_nlls, rows: Sequence[np.ndarray], short_window: int, begun: int = 0) -> list[np.ndarray]:
   """The loss of each token given `short_window` tokens or up to a quarter more; NaN where no more precede it.
 
   Args:
     token_nlls: a Policy's.
     rows: int32[T] each.
+    short_window: in tokens.
+    begun: tokens that every row begins with (a BOS): they stand in front of each window too, and are not of its tokens.
   """
   step = max(1, short_window // 4)
-  windows = [(row, start) for row in range(len(rows)) for start in range(0, len(rows[row]) - short_window, step)]
-  scored = token_nlls([rows[row][start:start + short_window + step] for row, start in windows])
+  windows = [(row, start) for row in range(len(rows)) for start in range(begun, len(rows[row]) - short_window, step)]
+  scored = token_nlls([np.concatenate([rows[row][:begun], rows[row][start:start + short_window + step]])
+                       for row, start in windows])
   result = [np.full(len(row), np.nan, np.float32) for row in rows]
   for (row, start), values in zip(windows, scored):
-    result[row][start + short_window:start + short_window + step] = values[short_window:]
+    result[row][start + short_window:start + short_window + step] = values[begun + short_window:]
   return result
 
 

@@ -25,8 +25,8 @@ from policylong.padding import bucket
 class Row:
   """One row for the scoring program.
 
-  tokens: int32[T]. positions: int32[<= A], the tokens whose likelihood is wanted (each at least 1).
-  bucket: the padded length S, at least T.
+  tokens: int32[T]. positions: int32[<= A], the tokens whose likelihood is wanted (something must stand before each).
+  bucket: the padded length S, as `Scorer.bucket` gives it for T tokens or more.
   """
   tokens: np.ndarray
   positions: np.ndarray
@@ -77,22 +77,25 @@ class Scorer:
     dtype: of weights and matmul inputs; logits, softmax and reductions are always float32.
     tokens_per_batch: padded tokens a device scores at once.
     bucket_multiple: rows are padded to multiples of it (longer rows to coarser ones).
+    beginning: int32[b], what the tokenizer begins a text with (`model.tokenizer.beginning`). The program reads it in
+      front of every row; positions and results are those of the row's own tokens.
   """
 
   def __init__(self, params, model: ModelConfig, mesh: jax.sharding.Mesh, *, dtype: str,
-               tokens_per_batch: int, bucket_multiple: int):
+               tokens_per_batch: int, bucket_multiple: int, beginning: Sequence[int] = ()):
     self.mesh = local_mesh(mesh)
     self._dtype = jnp.dtype(dtype)
     self._tokens_per_batch = tokens_per_batch
     self._bucket_multiple = bucket_multiple
+    self.beginning = np.asarray(beginning, np.int32)
     cast = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(self._dtype), tree),
                    out_shardings=NamedSharding(mesh, PartitionSpec()))
     self.params = jax.tree.map(lambda x: local_copy(x, self.mesh), cast(params))
     self._programs = Programs(model, self.mesh, self._dtype)
 
   def bucket(self, length: int) -> int:
-    """The padded length of a row of `length` tokens."""
-    return bucket(length, self._bucket_multiple)
+    """The padded length of a row of `length` tokens and what begins it."""
+    return bucket(len(self.beginning) + length, self._bucket_multiple)
 
   def traces(self, rows: Sequence[np.ndarray], progress: Callable[[int], None] = lambda tokens: None
              ) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -103,15 +106,16 @@ class Scorer:
       progress: called with the number of real tokens each time some are done.
 
     Returns:
-      For each row (entropy f32[T], nll f32[T]) in nats, NaN at token 0, which nothing predicts.
+      For each row (entropy f32[T], nll f32[T]) in nats; NaN at token 0 if nothing stands before it.
     """
     full = [Row(np.asarray(row, np.int32), np.zeros(0, np.int32), self.bucket(len(row))) for row in rows]
     result: list = [None] * len(rows)
+    begun = len(self.beginning)
 
     def collect(indices, scores):
       for i, entropy, nll in zip(indices, np.asarray(scores.entropy), np.asarray(scores.nll)):
-        cut = len(rows[i]) - 1
-        result[i] = tuple(np.concatenate([[np.float32(np.nan)], x[:cut]]).astype(np.float32)
+        end = begun + len(rows[i])
+        result[i] = tuple(np.concatenate([[np.float32(np.nan)], x[:end - 1]]).astype(np.float32)[begun:]
                           for x in (entropy, nll))
       progress(sum(len(rows[i]) for i in indices))
 
@@ -138,7 +142,7 @@ class Scorer:
         result[i] = entropy[:count], nll[:count]
       progress(sum(len(rows[i].tokens) for i in indices))
 
-    self._run(rows, self._programs.likelihoods, ([row.positions for row in rows],), most_positions, collect)
+    self._run(rows, self._programs.likelihoods, (self._places(rows),), most_positions, collect)
     return result
 
   def choices(self, rows: Sequence[Row], targets: Sequence[np.ndarray], most_positions: int,
@@ -161,8 +165,12 @@ class Scorer:
         result[i] = tuple(value[:len(targets[i])] for value in values)
       progress(len(indices))
 
-    self._run(rows, self._programs.choices, ([row.positions for row in rows], targets), most_positions, collect)
+    self._run(rows, self._programs.choices, (self._places(rows), targets), most_positions, collect)
     return result
+
+  def _places(self, rows: Sequence[Row]) -> list[np.ndarray]:
+    """Where the rows' positions lie behind what begins a row."""
+    return [row.positions + len(self.beginning) for row in rows]
 
   def _run(self, rows: Sequence[Row], program, at_positions: Sequence[Sequence[np.ndarray]], most_positions: int,
            collect) -> None:
@@ -176,7 +184,8 @@ class Scorer:
         tokens = np.zeros((count, bucket), np.int32)
         others = tuple(np.ones((count, most_positions), np.int32) for _ in at_positions)
         for k, i in enumerate(indices):
-          tokens[k, :len(rows[i].tokens)] = rows[i].tokens
+          row = np.concatenate([self.beginning, rows[i].tokens])
+          tokens[k, :len(row)] = row
           for array, values in zip(others, at_positions):
             array[k, :len(values[i])] = values[i]
         # Put by hand: with several processes jit takes no numpy array to be split, not even over local devices.

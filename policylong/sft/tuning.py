@@ -151,7 +151,7 @@ class _Preparation:
       tokenizer.eos_token = token
     with tempfile.TemporaryDirectory() as temporary:
       folder = pathlib.Path(temporary)
-      describe(self._model.config, tokenizer, folder)
+      describe(self._model.config, tokenizer, self._model.end_tokens | ({end} - {None}), folder)
       for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         write_atomically(workdir.model / path.relative_to(folder), path.read_bytes())
 

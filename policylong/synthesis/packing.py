@@ -4,15 +4,41 @@ A packed sequence is int32[3, L]: token ids; the document that each token belong
 fills the end up; and 1 where the token is to be learnt.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from policylong.records import LongSequence
+from policylong.records import LongSequence, Span
 
 # Sequences that are filled at the same time.
 OPEN = 64
+
+
+def begun(sequence: LongSequence, beginning: np.ndarray, each_document: bool) -> LongSequence:
+  """The sequence behind what the policy's tokenizer begins a text with, which belongs to the span that it precedes.
+
+  Args:
+    sequence: of L - b tokens.
+    beginning: int32[b].
+    each_document: whether every document (see `by_document`) begins so, as each is read by itself; what this takes of
+      the L tokens is missing from the last document.
+  """
+  length = len(sequence.tokens) + len(beginning)
+  parts: list[np.ndarray] = []
+  spans: list[Span] = []
+  position, before = 0, None
+  for span in sequence.spans:
+    tokens = sequence.tokens[span.start:span.end]
+    if before is None or (each_document and span.doc_id != before):
+      tokens = np.concatenate([beginning, tokens])
+    tokens = tokens[:length - position]
+    if len(tokens):
+      parts.append(tokens)
+      spans.append(dataclasses.replace(span, start=position, end=position + len(tokens)))
+    position, before = position + len(tokens), span.doc_id
+  return LongSequence(np.concatenate(parts).astype(np.int32), tuple(spans))
 
 
 def by_document(sequence: LongSequence) -> np.ndarray:

@@ -33,7 +33,8 @@ _OPTIONS = "group_size:1,uncompressed"
 _AGAIN = "put a whole copy in its place, or begin again in another --workdir"
 
 
-def write_sequences(sequences: Iterable[LongSequence], directory: epath.PathLike, packed: bool = False) -> int:
+def write_sequences(sequences: Iterable[LongSequence], directory: epath.PathLike, packed: bool = False,
+                    beginning: Sequence[int] = ()) -> int:
   """Writes sequences/ and sequences.parquet into `directory` and returns the number of sequences.
 
   Files of an earlier attempt are removed first. Each file appears whole or not at all, the table last.
@@ -42,6 +43,7 @@ def write_sequences(sequences: Iterable[LongSequence], directory: epath.PathLike
     sequences: of a round.
     directory: of the round.
     packed: whether the records are `packing.by_document` of the sequences, or their tokens.
+    beginning: int32[b], put in front of a sequence, if packed of each of its documents (`packing.begun`).
 
   Raises:
     OSError: the disk is full, or the folder cannot be written.
@@ -54,6 +56,8 @@ def write_sequences(sequences: Iterable[LongSequence], directory: epath.PathLike
 
   def noted() -> Iterator[np.ndarray]:
     for count, sequence in enumerate(sequences):
+      if len(beginning):
+        sequence = packing.begun(sequence, np.asarray(beginning, np.int32), packed)
       yield packing.by_document(sequence) if packed else sequence.tokens
       spans.extend(sequence.spans)
       numbers.extend([count] * len(sequence.spans))

@@ -216,6 +216,6 @@ def test_orbax_weights_that_are_no_numbers_are_refused_by_name(tmp_path):
   source = _written("Qwen2.5", "default", tmp_path, tokenizer=True)
   params, config = _loaded(source)
   params["layers"]["gate"] = params["layers"]["gate"].at[1, 2, 3].set(jnp.nan)
-  convert.save_orbax(params, config, checkpoints.tokenizer(), tmp_path / "orbax")
+  convert.save_orbax(params, config, checkpoints.tokenizer(), frozenset(), tmp_path / "orbax")
   with pytest.raises(UserError, match=r"layers\.gate in .* holds NaN or infinite values"):
     stored.open_model(tmp_path / "orbax").load(None, None)
