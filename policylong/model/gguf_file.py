@@ -213,7 +213,7 @@ def _rope(path: pathlib.Path, found: dict, file: File, head_dim: int, positions:
   kind = found.get("rope.scaling.type") or ("linear" if factor not in (None, 1) else "none")
   divisors = _divisors(path, file, head_dim)
   if kind == "none":
-    return divisors and rope.Divided(original_max_positions=original, divisors=divisors), positions
+    return rope.Divided(original_max_positions=original, divisors=divisors) if divisors else None, positions
   if kind not in ("linear", "yarn"):
     raise UserError(f"{path} uses RoPE scaling {kind!r}; supported are none, linear, yarn, and {_ROPE_FREQS}")
   if factor is None:
@@ -223,7 +223,7 @@ def _rope(path: pathlib.Path, found: dict, file: File, head_dim: int, positions:
   factor, stretched = _decimal(factor), max(positions, round(factor * original))
   if kind == "linear":
     return rope.Linear(original_max_positions=original, factor=factor), stretched
-  given = {name: _decimal(found[key]) for name in ("beta_fast", "beta_slow")
+  given: dict = {name: _decimal(found[key]) for name in ("beta_fast", "beta_slow")
            if (key := f"rope.scaling.yarn_{name}") in found}
   return rope.Yarn(original_max_positions=original, factor=factor, **given), stretched
 

@@ -82,7 +82,7 @@ class Scorer:
   """
 
   def __init__(self, params, model: ModelConfig, mesh: jax.sharding.Mesh, *, dtype: str,
-               tokens_per_batch: int, bucket_multiple: int, beginning: Sequence[int] = ()):
+               tokens_per_batch: int, bucket_multiple: int, beginning: Sequence[int] | np.ndarray = ()):
     self.mesh = local_mesh(mesh)
     self._dtype = jnp.dtype(dtype)
     self._tokens_per_batch = tokens_per_batch

@@ -34,7 +34,7 @@ _AGAIN = "put a whole copy in its place, or begin again in another --workdir"
 
 
 def write_sequences(sequences: Iterable[LongSequence], directory: epath.PathLike, packed: bool = False,
-                    beginning: Sequence[int] = ()) -> int:
+                    beginning: Sequence[int] | np.ndarray = ()) -> int:
   """Writes sequences/ and sequences.parquet into `directory` and returns the number of sequences.
 
   Files of an earlier attempt are removed first. Each file appears whole or not at all, the table last.
