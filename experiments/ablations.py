@@ -20,7 +20,7 @@ def cells():
                         "control_margin": (0.1,)}.items():
     for value in values:
       yield f"{field}={value}", {f"screening.{field}": value}
-  for count in (0, 1, 2, 4, None):  # None: as many as fit
+  for count in (0, 1, 2, 4):  # the center has as many as fit
     yield f"negatives_per_positive={count}", {"synthesis.negatives_per_positive": count}
   for share in (0.005, 0.02):  # epsilon from the control, each round
     yield f"epsilon_from_control={share}", {"screening.epsilon": None, "screening.epsilon_from_control": share}

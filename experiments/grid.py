@@ -67,7 +67,7 @@ def run(cell: Cell, grid_path: str, directory: pathlib.Path) -> None:
   path = outcome_path(cell, directory)
   wanted = json.loads(config_lib.to_json(cell.config))
   if path.exists() and "error" not in (found := read_json(path)):
-    if difference := config_lib.differences(found["config"], _as_old_as(found["config"], wanted)):
+    if difference := config_lib.differences(_shared(found["config"], wanted), _shared(wanted, found["config"])):
       raise UserError(f"{path} is of another config of {cell.folder}; choose another --workdir or undo: "
                       + "; ".join(difference))
     return
@@ -86,10 +86,10 @@ def run(cell: Cell, grid_path: str, directory: pathlib.Path) -> None:
     write_json(path, {"error": last.removeprefix("error: ") or f"the process ended with {code}", "config": wanted})
 
 
-def _as_old_as(found: dict, wanted: dict) -> dict:
-  """`wanted` without the fields that are younger than `found`, of which a kept outcome knows nothing."""
-  return {name: _as_old_as(found[name], value) if isinstance(value, dict) and isinstance(found[name], dict) else value
-          for name, value in wanted.items() if name in found}
+def _shared(values: dict, other: dict) -> dict:
+  """`values` without the fields that `other` lacks: a kept outcome knows nothing of younger ones, nor we of older."""
+  return {name: _shared(value, other[name]) if isinstance(value, dict) and isinstance(other[name], dict) else value
+          for name, value in values.items() if name in other}
 
 
 def run_here(cell: Cell, grid: Grid, directory: pathlib.Path) -> None:

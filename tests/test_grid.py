@@ -171,11 +171,12 @@ def test_the_grids_that_come_with_it_are_valid_and_no_two_cells_are_alike(path, 
                 for config in configs}) == 1
 
 
-def test_a_kept_outcome_holds_beside_younger_fields_and_for_no_other_value(tmp_path):
+def test_a_kept_outcome_holds_beside_younger_and_older_fields_and_for_no_other_value(tmp_path):
   path = str(REPOSITORY / "experiments/gpu_rung/full.py")
   cell = read_grid(path).cells[0]
   kept = json.loads(config_lib.to_json(cell.config))
   del kept["max_staleness"], kept["training"]["longce"]  # as if these had come since
+  kept["screening"]["gone"] = 4  # and this had gone
   outcome = grids.outcome_path(cell, tmp_path)
   write_json(outcome, {"numbers": {"loss": 1.0}, "config": kept})
   before = outcome.read_bytes()

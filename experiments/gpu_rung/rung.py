@@ -78,10 +78,9 @@ class Size:
         "roots_per_round": self.roots // self.rounds, "roots_per_shard": 16, "root_tokens": self.root_tokens,
         "min_root_tokens": self.root_tokens // 2, "max_anchors_per_root": self.anchors, "top_k": self.top_k,
         "control_chunks": 4, "epsilon": None, "epsilon_from_control": 0.01, "max_chunk_tokens": 512,
-        "negatives_per_positive": 4,
         # Few shapes: on a GPU a program takes longer to compile than to score a round.
         "bucket_multiple": 512, "tokens_per_batch": self.tokens_per_batch})
-    config.synthesis.sequence_length = self.length
+    config.synthesis.update({"sequence_length": self.length, "negatives_per_positive": 4})
     config.training.update({
         "steps_per_round": self.steps // self.rounds, "batch_size": self.batch, "accumulation": self.accumulation,
         "peak_learning_rate": 1e-4, "warmup_fraction": 0.1, "remat": "all_but_products", "checkpoint_every": 1000})

@@ -11,6 +11,7 @@ PAPER_ALPHA, PAPER_EPSILON = 2.0, 0.4
 PAPER_MEAN_GAIN = 0.68  # accepted pairs of EntropyLong (arXiv 2510.02330), at epsilon 0.4
 STARVED_SHARE = 0.25  # a round is starved when fewer of its roots have a positive
 PAPER_PER_ANCHOR = 46 / 292  # accepted dependencies by anchors on EntropyLong's ablation roots, alpha 2.0, epsilon 0.4
+MUCH = 10.0
 CONTROL_RATIO = 3.0  # own candidates should pass at least this many times as often as random chunks
 
 
@@ -25,6 +26,24 @@ def starved(numbers: dict) -> bool | None:
   """Whether too few roots have a positive to train on; None where the counts are not there."""
   roots, fed = numbers.get("roots"), numbers.get("roots_with_positives")
   return None if not roots or fed is None else fed < STARVED_SHARE * roots
+
+
+def to_find(numbers: dict) -> tuple[str, str] | None:
+  """How much there was to find in a round, in a word, and what says so; None where nothing was verified.
+
+  "little": own candidates pass less than CONTROL_RATIO times as often as random chunks, or the 95% intervals of both
+  overlap; "much": MUCH times as often or more.
+  """
+  groups = numbers.get("acceptance") or {}
+  own, control = groups.get("own"), groups.get("control")
+  if not own or not control or not own["pairs"] or not control["pairs"]:
+    return None
+  told = (f"own candidates pass {share(own['rate'])}, random chunks {share(control['rate'])} of "
+          f"{plural(control['pairs'], 'pair')}")
+  rate = max(control["rate"], 1 / control["pairs"])  # of none that passed it is not known how rare they are
+  apart = facts.wilson(own["accepted"], own["pairs"])[0] > facts.wilson(control["accepted"], control["pairs"])[1]
+  ratio = own["rate"] / rate
+  return ("little" if not apart or ratio < CONTROL_RATIO else "much" if ratio >= MUCH else "some"), told
 
 
 def verdict(round_: RoundData, checks: list[Check]) -> str:

@@ -107,6 +107,9 @@ def _header(run, stands, links, texts):
        + "; weights by LongCE" * bool(run.setting("training.longce"))
        + "; chosen by LongFilter" * bool(run.setting("training.longfilter_share"))),
   ]
+  found = [entry for entry in map(health.to_find, map(facts.summary, run.rounds)) if entry]
+  if found:
+    entries.append(("There was to find", " → ".join(word for word, _ in found), f"in the last round {found[-1][1]}"))
   cells = [element("div", element("dt", name), element("dd", value, element("small", note)))
            for name, value, note in entries]
   warnings = [*_thresholds(run), *run.notes]

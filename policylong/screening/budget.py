@@ -50,11 +50,8 @@ def choose(rows: Rows, rate: float, filling: Filling) -> np.ndarray:
     return np.zeros(0, bool)
   gives = rows.promise * rows.chunk_tokens
   order = np.argsort(-gives / rows.tokens, kind="stable")
-  none = np.ones(len(rows.root_tokens))  # the chance that a root has no positive among the rows so far
-  positives = np.zeros(len(rows.root_tokens))  # tokens of positives that are expected of a root
+  none, positives = _of_roots(rows, rows.paid)
   scored = float(rows.fixed.sum() + rows.tokens[rows.paid].sum())
-  np.multiply.at(none, rows.root[rows.paid], 1 - rows.promise[rows.paid])
-  np.add.at(positives, rows.root[rows.paid], gives[rows.paid])
   expected = sum(_expected(filling, *root) for root in zip(rows.root_tokens, positives, none))
   best: tuple[float, int] = (math.inf, 0)
   last = 0
@@ -73,6 +70,20 @@ def choose(rows: Rows, rate: float, filling: Filling) -> np.ndarray:
   chosen = np.zeros(len(rows.tokens), bool)
   chosen[order[:last or best[1]]] = True
   return chosen
+
+
+def expected_tokens(rows: Rows, taken: np.ndarray, filling: Filling) -> float:
+  """Tokens that training is expected to get of the roots from the rows `taken`, bool[n]."""
+  none, positives = _of_roots(rows, taken)
+  return sum(_expected(filling, *root) for root in zip(rows.root_tokens, positives, none))
+
+
+def _of_roots(rows: Rows, taken: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Of each root the chance that none of its rows passes, and the tokens of positives that are expected."""
+  none, positives = np.ones(len(rows.root_tokens)), np.zeros(len(rows.root_tokens))
+  np.multiply.at(none, rows.root[taken], 1 - rows.promise[taken])
+  np.add.at(positives, rows.root[taken], (rows.promise * rows.chunk_tokens)[taken])
+  return none, positives
 
 
 def _expected(filling: Filling, root: int, positives: float, none: float) -> float:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from policylong.report import evidence, facts, words
+from policylong.report import evidence, facts, health, words
 from policylong.report.axes import nice_ticks
 from policylong.report.markup import element, escape
 from policylong.report.roots import LEVELS, shade
@@ -73,3 +73,15 @@ def test_plain_text_is_escaped_once_and_markup_is_left_alone():
   assert inner == "<b>&lt;i&gt;&amp;</b>"
   assert element("p", inner, class_='a"b') == '<p class="a&quot;b"><b>&lt;i&gt;&amp;</b></p>'
   assert escape("\x00\ud800\n") == "\u2400\ufffd\n"
+
+
+@pytest.mark.parametrize(("own", "control", "word"), [
+    ((40, 400), (1, 400), "much"), ((20, 400), (4, 400), "some"), ((12, 400), (10, 400), "little"),
+    ((2, 160), (0, 240), "little"),  # of few pairs it is not known
+    ((30, 400), (0, 400), "much"), ((0, 400), (0, 400), "little")])
+def test_how_much_there_was_to_find(own, control, word):
+  groups = {name: {"accepted": accepted, "pairs": pairs, "rate": accepted / pairs}
+            for name, (accepted, pairs) in (("own", own), ("control", control))}
+  found, told = health.to_find({"acceptance": groups})
+  assert found == word and f"of {control[1]} pairs" in told
+  assert health.to_find({}) is None

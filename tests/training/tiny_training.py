@@ -34,7 +34,7 @@ def whole_config(rounds=2, wandb_project=None, **changes) -> config_lib.Config:
   values.screening.update({
       "roots_per_round": 4, "root_tokens": 16, "min_root_tokens": 8, "skip_tokens": 2, "alpha": 1.0,
       "max_anchors_per_root": 4, "query_window": 4, "top_k": 2, "control_chunks": 0, "max_chunk_tokens": 16,
-      "bucket_multiple": 8, "tokens_per_batch": 64, "roots_per_shard": 2})
+      "bucket_multiple": 8, "tokens_per_batch": 64, "roots_per_shard": 2, "budget": None})
   values.synthesis.update({"sequence_length": LENGTH, "separator": ""})
   values.mesh.update({"fsdp": 1, "context": 1})
   training = training_config(**changes)
