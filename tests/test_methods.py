@@ -154,7 +154,7 @@ def test_a_method_without_policy_is_resumed_like_any_other(folder, tmp_path):
 
 
 def test_a_round_whose_roots_are_all_too_short_is_one_sentence(folder, tmp_path):
-  with pytest.raises(UserError, match=r"^knn, round 1: none of its screening\.roots_per_round = 6 roots .* all 5120 "
+  with pytest.raises(UserError, match=r"^knn, round 1: none of its screening\.roots_per_round = 12 roots .* all 5120 "
                                       r"tokens .*screening\.min_root_tokens") as caught:
     run(folder, tmp_path / "run", method="knn", **{"screening.min_root_tokens": 5000, "screening.root_tokens": 5000,
                                                    "screening.tokens_per_batch": 10_000,

@@ -152,7 +152,8 @@ def test_screening_is_held_against_the_truth_as_counted_by_hand(tmp_path):
   tables.write(round_.table("anchors"), tables.from_records(Anchor, [Anchor(position=p, **anchor) for p in (1, 2)]))
 
   def verdict(position, name, rank, gain, kind="retrieved"):
-    return Verdict("all/letter", position, chunk[name], kind, rank, 0.5, 1.0, 1 - gain, gain, gain > 0.4, 0)
+    return Verdict("all/letter", position, chunk[name], kind, rank, 0.5, 1.0, 1 - gain, 2.0, 2 - gain, gain,
+                   gain > 0.4, 0)
   tables.write(round_.table("verdicts"), tables.from_records(Verdict, [
       verdict(1, "b", 0, 0.85), verdict(1, "d", 1, 0.45), verdict(1, "c", -1, 0.0),  # its source is b: found by itself
       verdict(2, "c", -1, 0.65), verdict(2, "d", 0, -0.2),                           # its source is c: another's find

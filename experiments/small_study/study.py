@@ -87,7 +87,8 @@ class Size:
         # A sentence of an entry is repeated by the letter, and is no copy of it.
         "near_copy_ngram": 32, "control_chunks": 2, "epsilon": 0.4, "epsilon_from_control": None,
         "bucket_multiple": 64, "tokens_per_batch": 4096, "roots_per_shard": 20})
-    config.synthesis.sequence_length = self.length
+    # As many negatives as fit, as in the runs whose outcomes are kept.
+    config.synthesis.update({"sequence_length": self.length, "negatives_per_positive": None})
     config.training.update({
         "steps_per_round": self.steps // self.rounds, "batch_size": self.batch, "accumulation": self.batch // 2,
         "peak_learning_rate": 3e-4, "warmup_fraction": 0.2, "remat": "all_but_products", "checkpoint_every": 1000})

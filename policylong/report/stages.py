@@ -81,13 +81,13 @@ def _evaluation(run: Run, round_: Round, policy: str) -> Stage | None:
 def _before_training(run: Run, workdir: Workdir, round_: Round, name: str, since: float | None) -> Stage:
   """What comes between two trainings: re-verification, the shards of screening, negatives, synthesis, the gap."""
   if run.screened and not round_.table("negatives").exists():
-    if not round_.table("verdicts").exists():
+    if not round_.judged_path.exists():
       scanned, retrieved, verified = (round_.shards(kind) for kind in ("scan", "candidates", "verify"))
       if not scanned and not round_.table("offpolicy").exists() and _has_learnt(run, workdir, round_.index):
         return Stage(f"{name}, re-verification of what round {round_.index - 1} accepted")
       shards = math.ceil(run.setting("screening.roots_per_round", 0) / run.setting("screening.roots_per_shard", 1))
       left = _time_left(verified, shards, since)
-      return Stage(f"{name}, screening", f"of {plural(shards, 'shard')} of roots {len(scanned)} scanned, "
+      return Stage(f"{name}, screening", f"of at most {plural(shards, 'shard')} of roots {len(scanned)} scanned, "
                    f"{len(retrieved)} retrieved for, {len(verified)} verified" + (f"; {left} left" if left else ""))
     return Stage(f"{name}, hard negatives")
   if not round_.table("sequences").exists():

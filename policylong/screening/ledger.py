@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from policylong import config as config_lib
 from policylong.screening import budget, costs, judge
-from policylong.screening.promise import Promise
+from policylong.screening.promise import FEATURES, Promise
 from policylong.synthesis.filling import Filling
 
 # Rows that a fit reads at most: a sixteenth of a large round has more, and learns nothing from them.
@@ -65,7 +65,8 @@ class Ledger:
     scored = rows.filter(rows["scored"])
     retrieved = ~scored["control"].to_numpy(zero_copy_only=False)
     if self._budget is not None:
-      features = np.stack(scored["features"].to_numpy(zero_copy_only=False)) if scored.num_rows else np.zeros((0, 1))
+      features = np.stack(scored["features"].to_numpy(zero_copy_only=False)) if scored.num_rows else (
+          np.zeros((0, len(FEATURES))))
       self._features.append(features[retrieved])
       self._passed.append(gain[retrieved] > 0)
       self._expected += budget.expected_tokens(*self._rows(scored, retrieved))

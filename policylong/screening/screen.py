@@ -46,8 +46,9 @@ from policylong.synthesis.filling import Filling
 # A round with more verdicts keeps of what other anchors retrieved only the accepted ones: with 35 anchors a root and 32
 # candidates each, 25,000 roots have a billion, of which one in 35 is of an anchor's own candidate.
 MOST_VERDICTS = 20_000_000
-# So often at most a round learns from its verdicts: each sixteenth of the shards that it may ask for.
-_FITS = 16
+# So often at most a round learns from its verdicts: each sixteenth of the shards that it may ask for, and not of fewer
+# than four, so that as many processes have one each.
+_FITS, _LEAST_GROUP = 16, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +134,7 @@ class Screener:
 
   def _group(self, shards: int) -> int:
     """So many shards choose their rows by the same plan."""
-    return shards if self.config.budget is None else -(-shards // _FITS)
+    return shards if self.config.budget is None else max(_LEAST_GROUP, -(-shards // _FITS))
 
   def _waves(self, round_: Round, shards: int) -> Iterator[tuple[range, bool]]:
     """(the shards of a wave, one for each process; whether the index must be searched for any), never of two groups."""

@@ -98,7 +98,7 @@ def check_same(wanted, found):
 
 
 def test_two_processes_killed_and_started_again_end_with_the_bytes_of_one_that_was_not(folder, one):
-  killed = run(folder / "small.py", folder / "two", 2, kill=(1, "verify:2"))  # in round 2
+  killed = run(folder / "small.py", folder / "two", 2, kill=(1, "verify:2"))  # in the midst of a round
   assert [code for code, _ in killed] == [-signal.SIGKILL] * 2, killed
   ended = run(folder / "small.py", folder / "two", 2)
   assert [code for code, _ in ended] == [0, 0], ended

@@ -166,7 +166,7 @@ def test_a_head_of_its_own_goes_through_orbax_and_back(tmp_path):
 
 def _described(config, folder):
   folder.mkdir()
-  stored.describe(config, checkpoints.tokenizer(), folder)
+  stored.describe(config, checkpoints.tokenizer(), frozenset({0}), folder)
   return folder
 
 

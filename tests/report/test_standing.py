@@ -71,12 +71,13 @@ def test_the_stage_at_every_instant_of_a_run(tmp_path):
       put(tmp_path, f"{folder}/offpolicy.parquet")
     counts = [0, 0, 0]
     for at, kind in ((0, "scan"), (0, "scan"), (1, "candidates"), (2, "verify"), (0, "scan"), (1, "candidates")):
-      assert stage(tmp_path) == (f"{name}, screening: of 3 shards of roots {counts[0]} scanned, {counts[1]} retrieved "
-                                 f"for, {counts[2]} verified")
+      assert stage(tmp_path) == (f"{name}, screening: of at most 3 shards of roots {counts[0]} scanned, "
+                                 f"{counts[1]} retrieved for, {counts[2]} verified")
       put(tmp_path, f"{folder}/shards/{kind}-{counts[at]:05d}.parquet")
       put(tmp_path, f"{folder}/shards/.{kind}-{counts[at] + 1:05d}.parquet.tmp")  # being written
       counts[at] += 1
     put(tmp_path, f"{folder}/verdicts.parquet")
+    put(tmp_path, f"{folder}/judged.json", {})
     assert stage(tmp_path) == f"{name}, hard negatives"
     put(tmp_path, f"{folder}/negatives.parquet")
     assert stage(tmp_path) == f"{name}, synthesis"
@@ -112,7 +113,7 @@ def test_with_staleness_a_round_is_screened_before_the_one_before_it_is_trained(
   put(tmp_path, "config.json", loop_config(max_staleness=1, eval={"tasks": []}))
   put(tmp_path, "corpus.json")
   put(tmp_path, "rounds/1/screened.json", {"policy_step": 0})
-  assert stage(tmp_path).startswith("round 2 of 2, screening: of 3 shards of roots 0 scanned")
+  assert stage(tmp_path).startswith("round 2 of 2, screening: of at most 3 shards of roots 0 scanned")
   put(tmp_path, "rounds/2/screened.json", {"policy_step": 0})
   assert stage(tmp_path) == "round 1 of 2, training: step 0 of 24"
 

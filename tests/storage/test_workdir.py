@@ -59,7 +59,7 @@ def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path, monkeypatch, caps
 
 
 def test_records_survive_a_table_and_equal_records_give_equal_bytes(tmp_path):
-  verdict = Verdict("d", 3, "c#0-9", "retrieved", 0, 0.5, 4.0, 1.0, 0.75, True, 12)
+  verdict = Verdict("d", 3, "c#0-9", "retrieved", 0, 0.5, 4.0, 1.0, 5.0, 2.0, 0.75, True, 12)
   paths = [workdir.epath.Path(tmp_path / name) for name in ("a.parquet", "b.parquet")]
   for path in paths:
     tables.write(path, tables.from_records(Verdict, [verdict, dataclasses.replace(verdict, position=4)]))
