@@ -146,7 +146,7 @@ def test_a_mistake_in_one_process_ends_all_with_its_sentence(folder, tmp_path):
 
 
 def test_a_process_that_is_told_to_end_ends():
-  program = ("import sys, time\nfrom policylong import hosts\n"
+  program = ("import sys, time\nfrom policylong.devices import hosts\n"
              "with hosts.joined(sys.argv[1], 1, 0, 1):\n  print('joined', flush=True)\n  time.sleep(60)")
   environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
   with subprocess.Popen([sys.executable, "-c", program, free_address()], stdout=subprocess.PIPE, text=True,
