@@ -2,7 +2,7 @@
 
   for each round:
     policy    = the newest checkpoint (the base model at first)
-    screening : scan the round's roots, retrieve for their anchors, verify, take hard negatives
+    screening : scan roots, retrieve for their anchors, verify, until the round's sequences are filled; hard negatives
     synthesis : shuffle positives and negatives in front of each root, exactly L tokens
     training  : next-token loss on every token of these sequences (with document masking: on all but the first of
                 each document, which nothing of its own predicts; `long_gap` may choose among them)

@@ -10,6 +10,7 @@ from policylong import config as config_lib
 from policylong import loop
 from policylong.errors import UserError
 from policylong.screening.retrieve import Retriever
+from policylong.synthesis.filling import Filling
 from tests.small_run import make_small_run, small_config, write_talks
 from tests.test_resume import REPOSITORY, run_main
 
@@ -153,6 +154,21 @@ def test_bad_records_and_documents_longer_than_the_window_are_counted_and_do_not
   import pyarrow.parquet as pq
   roots = pq.read_table(tmp_path / "run" / "rounds" / "1" / "roots.parquet").to_pylist()
   assert 2 < len(roots) < 12 and all(61 <= len(root["tokens"]) <= 64 for root in roots)
+
+
+def test_where_fewer_sequences_filled_than_was_reckoned_more_roots_are_screened(config, tmp_path, monkeypatch):
+  add = Filling.add
+
+  def too_many(self, root, positives):
+    add(self, root, positives)
+    self.sequences += bool(positives)
+  monkeypatch.setattr(Filling, "add", too_many)
+  config.rounds, config.eval.tasks, config.screening.budget = 1, (), None
+  loop.run(config_lib.parse(config), tmp_path / "run")
+  folder = tmp_path / "run" / "rounds" / "1"
+  judged, done = (json.loads((folder / name).read_text()) for name in ("judged.json", "DONE.json"))
+  assert judged["asked"] > 8 and judged["shards"] == done["shards"]
+  assert done["sequences"] == 8 and done["epochs"] == 1.0
 
 
 @pytest.mark.parametrize("arguments, words", [

@@ -116,7 +116,7 @@ _QUANTITIES = (
     ("off-policy gap of those surer and right", "accepted before, rejected now", _gap("right")),
     ("off-policy gap of those surer and wrong", "accepted before, rejected now", _gap("wrong")),
     ("scored by the screening", "tokens", _nested("tokens", lambda tokens: count(tokens.get("scored")))),
-    ("of these padding in addition", "share of what the devices computed", _padding),
+    ("padding of the rows", "share of what the devices computed", _padding),
     ("rows scored", "of those proposed", _nested("rows", lambda rows: of(rows["scored"], rows["proposed"]))),
     ("positives that the budget found", "share of all, 95% interval from the probe", _probed),
     ("training sequences", "", _number("sequences")),
