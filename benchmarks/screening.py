@@ -1,6 +1,6 @@
 """What a budget buys: tokens scored for what training reads, against the screening that verifies everything.
 
-  python -m benchmarks.screening [--worlds=planted,code,speeches] [--workdir=runs/screening]
+  python -m benchmarks.screening [--worlds=planted,speeches] [--workdir=runs/screening]
 
 Each world's roots are verified in full once, every row, by the real programs; what was read is kept in the work
 directory, and all that follows chooses among these readings with the real `Screener`. A right positive is a chunk
@@ -10,9 +10,7 @@ that passes by entropy and loss at some anchor of its root.
           many negatives as fit, of which training reads the first sequences: how this project screened at first.
   after:  rounds that stop when they are fed, within a budget, by entropy and loss, one negative a positive.
 
-Then, with the order of the roots drawn ten times, a budget that scores 30% of the rows: what share of the right
-positives of all rows it finds, and whether the probe's 95% interval holds that share.
-Hardware: 2 CPU cores, half an hour, nearly all of it the full verification.
+Hardware: 2 CPU cores; five minutes for the planted world, nearly all of it the full verification.
 """
 
 import argparse
@@ -33,8 +31,6 @@ from policylong.storage import tables
 from policylong.storage.workdir import Workdir, read_json
 from policylong.synthesis.policylong import synthesize
 
-SEEDS = 10
-ROWS = 0.3  # of all, for the second table
 MANY = 10**9
 
 
@@ -50,11 +46,6 @@ def main():
     before, after = known.before(), known.after()
     print(f"  before {before}\n  after  {after}\n  {before.price / after.price:.1f} times fewer tokens scored for each "
           f"token of a right positive that training reads", flush=True)
-    found = [known.at_share_of_rows(ROWS, seed) for seed in range(SEEDS)]
-    rows, shares = ([one[name] for one in found] for name in ("rows", "share"))
-    held = sum(one["low"] <= one["share"] <= one["high"] for one in found)
-    print(f"  {np.mean(rows):.0%} of the rows find {np.mean(shares):.0%} of the right positives ({min(shares):.0%} to "
-          f"{max(shares):.0%}); the probe's interval holds the share in {held} of {SEEDS} orders", flush=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,29 +105,13 @@ def rows_of(verdicts) -> dict[tuple[str, str], slice]:
   return {keys[start]: slice(start, end) for start, end in zip(starts, [*starts[1:], len(keys)])}
 
 
-class InOrder(screen.Screener):
-  """A round whose documents come in another order."""
-
-  def __init__(self, ground, policy, order: int | None):
-    super().__init__(ground, policy)
-    self._order = order
-
-  def _shards(self, round_index):
-    shards = super()._shards(round_index)
-    if self._order is None:
-      return shards
-    mixed = np.random.default_rng(self._order).permutation(np.concatenate(shards)).tolist()
-    size = self.config.roots_per_shard
-    return [mixed[i:i + size] for i in range(0, len(mixed), size)]
-
-
 class Known:
   """A world whose rows are all read."""
 
   def __init__(self, world: screening_worlds.World, folder: pathlib.Path):
     self.world, self.folder, self.right = world, folder, set()
     self.whole = Workdir(folder / "whole").round(1)
-    self._screen(self.whole, world.policy, {"budget": None}, None, MANY, None)
+    self._screen(self.whole, world.policy, {"budget": None}, None, MANY)
     self.judged = read_json(self.whole.judged_path)
     self.limits = judge.Thresholds(**self.judged["thresholds"])
     self.scorer = KnownScorer(lambda length: bucket(length, world.ground.config.bucket_multiple))
@@ -171,30 +146,18 @@ class Known:
     """Within the world's budget, fed and no more."""
     return self._bought(self._round("after", {"budget": self.world.budget}, 1, self.world.sequences), 1)
 
-  def at_share_of_rows(self, share: float, seed: int) -> dict:
-    """All roots in an order drawn with `seed`, within the budget that scores this share of the rows."""
-    low, high = 0.0, 2.0 * self.judged["tokens"]["scored"] / self.world.ground.trained_tokens
-    for _ in range(8):
-      budget = (low + high) / 2
-      judged = read_json(self._round("share", {"budget": budget}, 1, MANY, seed).judged_path)
-      rows = judged["rows"]["scored"] / judged["rows"]["proposed"]
-      low, high = (budget, high) if rows < share else (low, budget)
-    probe = judged["probe"]
-    return {"rows": rows, "share": (probe["elsewhere"] + probe["positives"]) / len(self.right), "low": probe["low"],
-            "high": probe["high"]}
-
-  def _round(self, name: str, changes: dict, negatives: int | None, sequences: int, order: int | None = None):
+  def _round(self, name: str, changes: dict, negatives: int | None, sequences: int):
     """A round that looks its readings up."""
     round_ = Workdir(self.folder / name).round(1)
     shutil.rmtree(round_.directory, ignore_errors=True)
-    self._screen(round_, Policy(0, self.scorer), changes, negatives, sequences, order)
+    self._screen(round_, Policy(0, self.scorer), changes, negatives, sequences)
     return round_
 
-  def _screen(self, round_, policy, changes: dict, negatives: int | None, sequences: int, order: int | None) -> None:
+  def _screen(self, round_, policy, changes: dict, negatives: int | None, sequences: int) -> None:
     ground = self.world.ground
     ground = dataclasses.replace(ground, config=dataclasses.replace(ground.config, **changes),
                                  synthesis=dataclasses.replace(ground.synthesis, negatives_per_positive=negatives))
-    InOrder(ground, policy, order).screen(round_, sequences, Promise.first())
+    screen.Screener(ground, policy).screen(round_, sequences, Promise.first())
 
   def _bought(self, round_, negatives: int | None) -> Bought:
     """What training reads of a round."""
