@@ -131,7 +131,6 @@ class Screener:
     negatives = 0 if self.config.negatives == "none" else synthesis.negatives_per_positive
     return Filling(synthesis.sequence_length, len(self.ground.chunk_tokens.separator), negatives)
 
-
   def _group(self, shards: int) -> int:
     """So many shards choose their rows by the same plan."""
     return shards if self.config.budget is None else max(_LEAST_GROUP, -(-shards // _FITS))
