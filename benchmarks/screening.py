@@ -10,7 +10,11 @@ that passes by entropy and loss at some anchor of its root.
           many negatives as fit, of which training reads the first sequences: how this project screened at first.
   after:  rounds that stop when they are fed, within a budget, by entropy and loss, one negative a positive.
 
-Hardware: 2 CPU cores; five minutes for the planted world, nearly all of it the full verification.
+Then the same roots in ten orders, with the budget that scores three rows in ten: what share of the right positives of
+the roots that it screened the budget found, and whether the probe's interval holds that share. Where the truth is known,
+what share of the positives holds it.
+
+Hardware: 2 CPU cores; ten minutes for the planted world, most of it the full verification.
 """
 
 import argparse
@@ -19,6 +23,8 @@ import pathlib
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from benchmarks import screening_worlds
 from policylong.padding import bucket
@@ -32,6 +38,7 @@ from policylong.storage.workdir import Workdir, read_json
 from policylong.synthesis.policylong import synthesize
 
 MANY = 10**9
+ROWS = 0.3  # the share of its rows that a cheap round scores
 
 
 def main():
@@ -46,6 +53,8 @@ def main():
     before, after = known.before(), known.after()
     print(f"  before {before}\n  after  {after}\n  {before.price / after.price:.1f} times fewer tokens scored for each "
           f"token of a right positive that training reads", flush=True)
+    known.print_truth()
+    known.print_found(orders=10)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +78,28 @@ class Bought:
             f"tokens, right ones {self.right / self.trained:.0%}; {self.price:.1f} scored for each token of such")
 
 
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """What a budget found. rows: share that it scored; share: of the positives of its roots; low, high: the probe's."""
+  rows: float
+  share: float
+  low: float
+  high: float
+
+
+class InOrder(screen.Screener):
+  """Screens the round's roots in another order."""
+
+  def __init__(self, ground: screen.Ground, policy: Policy, order: int):
+    super().__init__(ground, policy)
+    self._order = order
+
+  def _shards(self, round_index: int) -> list[list[int]]:
+    shards = super()._shards(round_index)
+    documents = np.random.default_rng(self._order).permutation(np.concatenate(shards)).tolist()
+    return [documents[i:i + len(shards[0])] for i in range(0, len(documents), len(shards[0]))]
+
+
 class KnownScorer:
   """Answers what a round has read already, by the tokens of a row."""
 
@@ -85,9 +116,10 @@ class KnownScorer:
     read = np.stack([verdicts[name].to_numpy().astype(np.float32) for name in names])
     positions = verdicts["position"].to_numpy()
     for (doc_id, chunk_id), rows in rows_of(verdicts).items():
-      window = of_root[doc_id][:positions[rows].max() + 1]
-      self._rows[window.tobytes()] = read[0, rows], read[2, rows]
-      self._rows[np.concatenate([chunk_tokens(chunk_id), window]).tobytes()] = read[1, rows], read[3, rows]
+      for count, position in enumerate(positions[rows], start=1):  # a row may end at any anchor
+        window, of = of_root[doc_id][:position + 1], slice(rows.start, rows.start + count)
+        self._rows[window.tobytes()] = read[0, of], read[2, of]
+        self._rows[np.concatenate([chunk_tokens(chunk_id), window]).tobytes()] = read[1, of], read[3, of]
 
   def traces(self, rows, progress):
     """As `Scorer`'s."""
@@ -109,18 +141,16 @@ class Known:
   """A world whose rows are all read."""
 
   def __init__(self, world: screening_worlds.World, folder: pathlib.Path):
-    self.world, self.folder, self.right = world, folder, set()
+    self.world, self.folder = world, folder
     self.whole = Workdir(folder / "whole").round(1)
     self._screen(self.whole, world.policy, {"budget": None}, None, MANY)
     self.judged = read_json(self.whole.judged_path)
     self.limits = judge.Thresholds(**self.judged["thresholds"])
     self.scorer = KnownScorer(lambda length: bucket(length, world.ground.config.bucket_multiple))
-    for i in range(self.judged["shards"]):
-      verdicts = tables.read(self.whole.shard("verify", i))
+    self.verdicts = [tables.read(self.whole.shard("verify", i)) for i in range(self.judged["shards"])]
+    for i, verdicts in enumerate(self.verdicts):
       self.scorer.learn(tables.read(self.whole.shard("scan", i)), verdicts, world.ground.chunk_tokens)
-      passed = judge.accepted(verdicts, self.limits) & (
-          verdicts["kind"].to_numpy(zero_copy_only=False) == "retrieved")
-      self.right |= {key for key, rows in rows_of(verdicts).items() if passed[rows].any()}
+    self.right = self._right(self.limits)
 
   def describe(self) -> str:
     """Roots, rows, and what there is to find."""
@@ -146,18 +176,68 @@ class Known:
     """Within the world's budget, fed and no more."""
     return self._bought(self._round("after", {"budget": self.world.budget}, 1, self.world.sequences), 1)
 
-  def _round(self, name: str, changes: dict, negatives: int | None, sequences: int):
+  def print_truth(self) -> None:
+    """What share of the positives of the full verification holds the truth, by either evidence."""
+    if self.world.truth is None:
+      return
+    for evidence, limits in (("entropy", dataclasses.replace(self.limits, loss_margin=None)),
+                             ("entropy and loss", self.limits)):
+      accepted = [row for verdicts in self.verdicts
+                  for row in verdicts.filter(pa.array(judge.accepted(verdicts, limits))).to_pylist()
+                  if row["kind"] == "retrieved"]
+      print(f"  by {evidence}: {self.world.truth(self.whole, accepted)}", flush=True)
+
+  def print_found(self, orders: int) -> None:
+    """What budgets that score three rows in ten find, and whether the probe tells it."""
+    low, high = self.world.budget / 2, self.world.budget * 2
+    for _ in range(5):
+      budget = (low + high) / 2
+      low, high = (low, budget) if self._found(budget, 0).rows > ROWS else (budget, high)
+    found = [self._found(budget, order) for order in range(orders)]
+    held = sum(one.low <= one.share <= one.high for one in found)
+    print(f"  budget {budget:.1f}: {np.mean([one.rows for one in found]):.0%} of the rows scored, "
+          f"{np.mean([one.share for one in found]):.0%} of the right positives found (by order: "
+          + ", ".join(f"{one.share:.0%} told {one.low:.0%}-{one.high:.0%}" for one in found)
+          + f"); in the probe's interval {held} of {orders} times", flush=True)
+
+  def _found(self, budget: float, order: int) -> Found:
+    """Of a round that screens the roots in an order of its own."""
+    round_ = self._round("share", {"budget": budget}, 1, self.world.sequences, order)
+    judged = read_json(round_.judged_path)
+    limits, passed, there = judge.Thresholds(**judged["thresholds"]), 0, 0
+    proposed = scored = 0
+    for i in range(judged["shards"]):
+      rows = tables.read(round_.shard("rows", i))
+      rows = rows.filter(pc.invert(rows["control"]))
+      of_rows = set(zip(rows["doc_id"].to_pylist(), rows["chunk_id"].to_pylist()))
+      taken = rows.filter(rows["scored"])
+      right = of_rows & self._right(limits)
+      proposed, scored, there = proposed + rows.num_rows, scored + taken.num_rows, there + len(right)
+      passed += len(right & set(zip(taken["doc_id"].to_pylist(), taken["chunk_id"].to_pylist())))
+    return Found(scored / proposed, passed / max(1, there), judged["probe"]["low"], judged["probe"]["high"])
+
+  def _right(self, limits: judge.Thresholds) -> set[tuple[str, str]]:
+    """The (root, chunk) pairs that pass these thresholds in the full verification."""
+    right = set()
+    for verdicts in self.verdicts:
+      passed = judge.accepted(verdicts, limits) & (verdicts["kind"].to_numpy(zero_copy_only=False) == "retrieved")
+      right |= {key for key, rows in rows_of(verdicts).items() if passed[rows].any()}
+    return right
+
+  def _round(self, name: str, changes: dict, negatives: int | None, sequences: int, order: int | None = None):
     """A round that looks its readings up."""
     round_ = Workdir(self.folder / name).round(1)
     shutil.rmtree(round_.directory, ignore_errors=True)
-    self._screen(round_, Policy(0, self.scorer), changes, negatives, sequences)
+    self._screen(round_, Policy(0, self.scorer), changes, negatives, sequences, order)
     return round_
 
-  def _screen(self, round_, policy, changes: dict, negatives: int | None, sequences: int) -> None:
+  def _screen(self, round_, policy, changes: dict, negatives: int | None, sequences: int, order: int | None = None
+              ) -> None:
     ground = self.world.ground
     ground = dataclasses.replace(ground, config=dataclasses.replace(ground.config, **changes),
                                  synthesis=dataclasses.replace(ground.synthesis, negatives_per_positive=negatives))
-    screen.Screener(ground, policy).screen(round_, sequences, Promise.first())
+    screener = screen.Screener(ground, policy) if order is None else InOrder(ground, policy, order)
+    screener.screen(round_, sequences, Promise.first())
 
   def _bought(self, round_, negatives: int | None) -> Bought:
     """What training reads of a round."""

@@ -2,12 +2,15 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from configs import demo
 from experiments.small_study.small import SIZE
+from experiments.small_study.truth import Truth
 from policylong import config as config_lib
+from policylong.corpus.chunks import parse_chunk_id
 from policylong.corpus.store import open_corpus
 from policylong.corpus.texts import ChunkTokens
 from policylong.devices.mesh import make_mesh
@@ -18,25 +21,47 @@ from policylong.retrieval.store import open_index
 from policylong.screening.retrieve import Retriever
 from policylong.screening.scorer import Policy, Scorer
 from policylong.screening.screen import Ground
+from policylong.storage.workdir import Round
 
 EVIDENCE = {"evidence": "entropy_and_loss", "loss_margin": None, "loss_margin_from_control": 0.02, "probe_share": 0.1}
 
 
 @dataclasses.dataclass(frozen=True)
 class World:
-  """A corpus and who reads it. sequences: that training reads of a round; budget: of the side after."""
+  """A corpus and who reads it. sequences: that training reads of a round; budget: of the side after.
+
+  truth: what is true of the accepted verdicts of a round, in words; None where nobody knows.
+  """
   ground: Ground
   policy: Policy
   sequences: int
   budget: float
+  truth: Callable[[Round, Sequence[dict]], str] | None = None
 
 
 def planted(folder: pathlib.Path) -> World:
   """The small study's letters and entries, and its base model."""
   SIZE.prepare()
   config = SIZE.get_config()
-  config.screening.update({**EVIDENCE, "roots_per_round": 120, "roots_per_shard": 10, "top_k": 4, "control_chunks": 3})
-  return make(config, sequences=36, budget=3.0)
+  config.screening.update({**EVIDENCE, "roots_per_round": 120, "roots_per_shard": 3, "top_k": 4, "control_chunks": 1})
+  return dataclasses.replace(make(config, sequences=36, budget=4.0), truth=truth_of_letters)
+
+
+def truth_of_letters(round_: Round, accepted: Sequence[dict]) -> str:
+  """Of the accepted pairs: whether the chunk holds the told value at whose token it was accepted, or is its source."""
+  known = Truth(SIZE.corpus)
+  told = known.told(round_)
+  holds, source, pairs = set(), set(), set()
+  for row in accepted:
+    pair = row["doc_id"], row["chunk_id"]
+    pairs.add(pair)
+    entry, value = told.get((row["doc_id"], row["position"]), (None, None))
+    if value is not None and known.holds(row["chunk_id"], value):
+      holds.add(pair)
+    if parse_chunk_id(row["chunk_id"])[0] == entry:
+      source.add(pair)
+  return (f"{len(pairs)} positives, {len(holds) / len(pairs):.1%} hold the value that they were accepted for, "
+          f"{len(source)} are its source")
 
 
 def speeches(folder: pathlib.Path) -> World:

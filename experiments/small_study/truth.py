@@ -35,7 +35,7 @@ def measure(workdir: pathlib.Path, corpus: pathlib.Path) -> dict[str, float]:
   accepted_own, accepted_control: acceptance of own candidates and of random chunks. offpolicy_gap: share of the round's
   accepted dependencies that the next policy would reject.
   """
-  folder, numbers, truth = Workdir(workdir), {}, _Truth(corpus)
+  folder, numbers, truth = Workdir(workdir), {}, Truth(corpus)
   skip_tokens = read_json(workdir / "config.json")["screening"]["skip_tokens"]
   rounds = [folder.round(r) for r in itertools.takewhile(lambda r: folder.round(r).done, itertools.count(1))]
   for round_ in rounds:
@@ -55,7 +55,7 @@ def measure(workdir: pathlib.Path, corpus: pathlib.Path) -> dict[str, float]:
   return numbers
 
 
-class _Truth:
+class Truth:
   """What the corpus states where. A told value: (letter, position of its first token) -> (entry, the value)."""
 
   def __init__(self, corpus: pathlib.Path):

@@ -25,7 +25,7 @@ class Rows:
 
   root: which root, in order. tokens: that the row scores. chunk_tokens: of its chunk. promise: its chance to pass.
   paid: whether it is scored whatever is chosen, as of the probe.
-  root_tokens: of each root. fixed: tokens that are scored of each root whatever is chosen.
+  root_tokens: of each root. fixed: tokens that are scored of each root whatever is chosen, those of paid rows included.
   """
   root: np.ndarray
   tokens: np.ndarray
@@ -51,7 +51,7 @@ def choose(rows: Rows, rate: float, filling: Filling) -> np.ndarray:
   gives = rows.promise * rows.chunk_tokens
   order = np.argsort(-gives / rows.tokens, kind="stable")
   none, positives = _of_roots(rows, rows.paid)
-  scored = float(rows.fixed.sum() + rows.tokens[rows.paid].sum())
+  scored = float(rows.fixed.sum())
   expected = sum(_expected(filling, *root) for root in zip(rows.root_tokens, positives, none))
   best: tuple[float, int] = (math.inf, 0)
   last = 0
@@ -70,12 +70,6 @@ def choose(rows: Rows, rate: float, filling: Filling) -> np.ndarray:
   chosen = np.zeros(len(rows.tokens), bool)
   chosen[order[:last or best[1]]] = True
   return chosen
-
-
-def expected_tokens(rows: Rows, taken: np.ndarray, filling: Filling) -> float:
-  """Tokens that training is expected to get of the roots from the rows `taken`, bool[n]."""
-  none, positives = _of_roots(rows, taken)
-  return sum(_expected(filling, *root) for root in zip(rows.root_tokens, positives, none))
 
 
 def _of_roots(rows: Rows, taken: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

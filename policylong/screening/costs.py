@@ -21,8 +21,8 @@ class Costs:
     self._there: list[int] = []  # and in all
     self._documents: list[str] = []  # of the probe
 
-  def enter(self, roots: pa.Table, rows: pa.Table, gains: np.ndarray) -> None:
-    """A shard: its roots, its rows, and the best accepted gain of each scored row (0: none)."""
+  def enter(self, roots: pa.Table, rows: pa.Table, verdicts: pa.Table, accepted: np.ndarray) -> None:
+    """A shard: its roots, its rows, the verdicts of those that were scored, and which of these were accepted."""
     self._tokens["scored"] += scored_tokens(roots, rows)
     self._tokens["padded"] += scored_tokens(roots, rows, padded=True)
     self._tokens["scan"] += pc.sum(pc.list_value_length(roots["tokens"])).as_py() or 0
@@ -32,10 +32,10 @@ class Costs:
       return
     scored = rows.filter(rows["scored"])
     probe, chosen, control = (scored[name].to_numpy() for name in ("probe", "chosen", "control"))
-    passed = (gains > 0) & ~control
+    passed, within = ((best_gains(rows, verdicts, accepted, within) > 0) & ~control for within in (False, True))
     self._elsewhere += int((passed & ~probe).sum())
     of_probe = pa.table({"doc_id": scored["doc_id"], "there": (passed & probe).astype(int),
-                         "found": (passed & probe & chosen).astype(int)}).filter(pa.array(probe))
+                         "found": (within & probe & chosen).astype(int)}).filter(pa.array(probe))
     per_root = of_probe.group_by("doc_id", use_threads=False).aggregate([("there", "sum"), ("found", "sum")])
     self._found += per_root["found_sum"].to_pylist()
     self._there += per_root["there_sum"].to_pylist()
@@ -77,10 +77,17 @@ def scored_tokens(roots: pa.Table, rows: pa.Table, padded: bool = False) -> int:
   return scan + (pc.sum(scored[of_rows]).as_py() or 0) + (pc.sum(alone[of_roots]).as_py() or 0)
 
 
-def best_gains(rows: pa.Table, verdicts: pa.Table, accepted: np.ndarray) -> np.ndarray:
-  """float64[scored rows]: the highest accepted gain of each row's verdicts; 0 where no anchor accepted."""
-  counts = rows.filter(rows["scored"])["anchors"].to_numpy()
+def best_gains(rows: pa.Table, verdicts: pa.Table, accepted: np.ndarray, within: bool = False) -> np.ndarray:
+  """float64[scored rows]: the highest accepted gain of each row's verdicts; 0 where no anchor accepted.
+
+  `within`: of the anchors up to the last that retrieved the chunk.
+  """
+  scored = rows.filter(rows["scored"])
+  counts = scored["anchors"].to_numpy()
   if not len(counts):
     return np.zeros(0)
-  gains = np.where(accepted, verdicts["gain"].to_numpy(), 0.0)
-  return np.maximum.reduceat(gains, np.cumsum([0, *counts[:-1]]))
+  starts = np.cumsum([0, *counts[:-1]])
+  if within:
+    accepted = accepted & (np.arange(len(accepted)) - np.repeat(starts, counts) <
+                           np.repeat(scored["within"].to_numpy(), counts))
+  return np.maximum.reduceat(np.where(accepted, verdicts["gain"].to_numpy(), 0.0), starts)

@@ -48,7 +48,6 @@ class Ledger:
 
   def __init__(self, config: config_lib.Screening, filling: Filling, wanted: int, begun: Promise):
     self.filling, self.spent, self.shards = filling, 0, 0
-    self._expected = 0.0  # tokens that training was to get of the rows that were scored
     self._config, self._wanted, self._begun = config, wanted, begun
     self._budget = None if config.budget is None else config.budget * wanted  # tokens
     self._control: list[pa.Table] = []
@@ -61,28 +60,16 @@ class Ledger:
     self.spent += costs.scored_tokens(roots, rows)
     self._control.append(verdicts.filter(pc.equal(verdicts["kind"], "control")).select(CONTROL))
     limits = judge.thresholds(self._config, pa.concat_tables(self._control))
-    gain = costs.best_gains(rows, verdicts, judge.accepted(verdicts, limits))
+    accepted = judge.accepted(verdicts, limits)
+    gain = costs.best_gains(rows, verdicts, accepted)
     scored = rows.filter(rows["scored"])
     retrieved = ~scored["control"].to_numpy(zero_copy_only=False)
     if self._budget is not None:
       features = np.stack(scored["features"].to_numpy(zero_copy_only=False)) if scored.num_rows else (
           np.zeros((0, len(FEATURES))))
       self._features.append(features[retrieved])
-      self._passed.append(gain[retrieved] > 0)
-      self._expected += budget.expected_tokens(*self._rows(scored, retrieved))
+      self._passed.append(costs.best_gains(rows, verdicts, accepted, within=True)[retrieved] > 0)
     self._fill(scored, np.where(retrieved, gain, 0.0))
-
-  def _rows(self, scored: pa.Table, retrieved: np.ndarray) -> tuple[budget.Rows, np.ndarray, Filling]:
-    """The retrieved rows that were scored, as `budget` has them."""
-    doc_ids = scored["doc_id"].to_pylist()
-    number = {doc_id: i for i, doc_id in enumerate(dict.fromkeys(doc_ids))}
-    root = np.array([number[doc_id] for doc_id in doc_ids], np.int64)
-    root_tokens = np.zeros(len(number), np.int64)
-    root_tokens[root] = scored["root_tokens"].to_numpy()
-    tokens, chunk_tokens, promise = (scored[name].to_numpy() for name in ("tokens", "chunk_tokens", "promise"))
-    everything = np.ones(int(retrieved.sum()), bool)
-    return budget.Rows(root[retrieved], tokens[retrieved], chunk_tokens[retrieved], promise[retrieved], everything,
-                       root_tokens, np.zeros(len(number))), everything, self.filling
 
   def _fill(self, scored: pa.Table, gain: np.ndarray) -> None:
     """Roots in order, each with its positives, best first."""
@@ -112,6 +99,4 @@ class Ledger:
       every = -(-len(passed) // _MOST_ROWS) or 1
       promise = promise.fitted(features[::every], passed[::every])
     left = max(1, self._wanted - self.filling.tokens)
-    # What is filled is not what was expected: contexts are cut at the end of a sequence, and promises may be wrong.
-    kept = self.filling.tokens / self._expected if self._expected else 1.0
-    return Plan(promise, kept * max(0.0, self._budget - self.spent) / left)
+    return Plan(promise, max(0.0, self._budget - self.spent) / left)

@@ -17,11 +17,12 @@ from policylong.screening.readings import Proposal
 from policylong.screening.verify import Pair
 from policylong.synthesis.filling import Filling
 
-# A row is a chunk in front of a root. tokens: of both, up to the last anchor; padded: the length it is scored in.
+# A row is a chunk in front of a root. anchors: how many of the root's it reads, from the first on; tokens: of both, up to
+# the last of these; padded: the length it is scored in; within: those anchors up to the last that retrieved the chunk.
 # probe: of a root whose rows are all scored; chosen: by the rule of the budget; control rows are scored always.
 ROWS = pa.schema([
     ("doc_id", pa.string()), ("chunk_id", pa.string()), ("control", pa.bool_()), ("root_tokens", pa.int64()),
-    ("chunk_tokens", pa.int64()), ("tokens", pa.int64()), ("padded", pa.int64()), ("anchors", pa.int64()),
+    ("chunk_tokens", pa.int64()), ("tokens", pa.int64()), ("padded", pa.int64()), ("anchors", pa.int64()), ("within", pa.int64()),
     ("probe", pa.bool_()), ("chosen", pa.bool_()), ("scored", pa.bool_()), ("promise", pa.float64()),
     ("features", pa.list_(pa.float32(), len(FEATURES)))])
 
@@ -40,25 +41,34 @@ def choose_rows(config: config_lib.Screening, roots: pa.Table, anchors: Sequence
   """
   count = len(pairs)
   control = np.array([not own for _, own in proposals], bool)
-  chunk_tokens = np.array([len(pair.chunk) for pair in pairs], np.int64)
-  tokens = chunk_tokens + np.array([len(pair.window) for pair in pairs], np.int64)
+  anchors_of = np.array([len(pair.positions) for pair in pairs], np.int64)
+  within = np.array([1 + np.searchsorted(pair.positions, max(own)) if own else len(pair.positions)
+                     for pair, (_, own) in zip(pairs, proposals)], np.int64)
   columns: dict = {
       "doc_id": [doc_id for (doc_id, _), _ in proposals], "chunk_id": [chunk_id for (_, chunk_id), _ in proposals],
       "control": control, "root_tokens": np.array([len(pair.root) for pair in pairs], np.int64),
-      "chunk_tokens": chunk_tokens, "tokens": tokens,
-      "padded": np.array([bucket(int(n), config.bucket_multiple) for n in tokens], np.int64),
-      "anchors": np.array([len(pair.positions) for pair in pairs], np.int64)}
+      "chunk_tokens": np.array([len(pair.chunk) for pair in pairs], np.int64), "anchors": anchors_of, "within": within}
   probe, chosen = np.zeros(count, bool), ~control
   promise, known = np.full(count, math.nan), pa.nulls(count, ROWS.field("features").type)
   if plan is not None and count:
     numbers = dict(zip(roots["doc_id"].to_pylist(), roots["number"].to_pylist()))
     probe = np.array([budget.is_probe(numbers[doc_id], config.probe_share) for doc_id in columns["doc_id"]])
+    # Beyond the anchors that retrieved it a chunk seldom passes, and what is read up to there costs twice as much.
+    columns["anchors"] = np.where(probe, anchors_of, within)
     values = _features(config, anchors, pairs, proposals)
     promise = np.where(control, math.nan, plan.promise(values))
     known = pa.FixedSizeListArray.from_arrays(values.reshape(-1), len(FEATURES))
-    chosen = _chosen(roots, columns, probe, promise, plan.rate, filling)
+  columns["tokens"] = _tokens(pairs, columns["anchors"])
+  columns["padded"] = np.array([bucket(int(n), config.bucket_multiple) for n in columns["tokens"]], np.int64)
+  if plan is not None and count:
+    chosen = _chosen(roots, columns, _tokens(pairs, within), probe, promise, plan.rate, filling)
   return pa.table({**columns, "probe": probe, "chosen": chosen, "scored": probe | chosen | control,
-                   "promise": promise, "features": known}, schema=ROWS)
+                   "promise": promise, "features": known}).select(ROWS.names).cast(ROWS)
+
+
+def _tokens(pairs: Sequence[Pair], anchors: np.ndarray) -> np.ndarray:
+  """int64[rows]: of the chunk and of the root up to the last of so many anchors."""
+  return np.array([len(pair.chunk) + 1 + pair.positions[n - 1] for pair, n in zip(pairs, anchors)], np.int64)
 
 
 def _features(config: config_lib.Screening, anchors: Sequence[Anchor], pairs: Sequence[Pair],
@@ -82,19 +92,23 @@ def _features(config: config_lib.Screening, anchors: Sequence[Anchor], pairs: Se
   return result
 
 
-def _chosen(roots: pa.Table, columns: dict, probe: np.ndarray, promise: np.ndarray, rate: float, filling: Filling
-            ) -> np.ndarray:
-  """bool[rows]: the rule's choice among the retrieved rows, also for the roots of the probe."""
+def _chosen(roots: pa.Table, columns: dict, within: np.ndarray, probe: np.ndarray, promise: np.ndarray, rate: float,
+            filling: Filling) -> np.ndarray:
+  """bool[rows]: the rule's choice among the retrieved rows, also for the roots of the probe.
+
+  `within`: int[rows], the tokens of a row that ends at the last anchor that retrieved its chunk.
+  """
   control, tokens = columns["control"], columns["tokens"]
   number = {doc_id: i for i, doc_id in enumerate(roots["doc_id"].to_pylist())}
   root = np.array([number[doc_id] for doc_id in columns["doc_id"]])
   root_tokens = pc.list_value_length(roots["tokens"]).to_numpy()
   fixed = root_tokens.astype(np.float64)  # the scan
-  np.add.at(fixed, root[control], tokens[control])
+  paid = control | probe
+  np.add.at(fixed, root[paid], tokens[paid])
   alone = np.zeros(len(number))
   np.maximum.at(alone, root, tokens - columns["chunk_tokens"])
   retrieved = np.flatnonzero(~control)
-  rows = budget.Rows(root[retrieved], tokens[retrieved], columns["chunk_tokens"][retrieved], promise[retrieved],
+  rows = budget.Rows(root[retrieved], within[retrieved], columns["chunk_tokens"][retrieved], promise[retrieved],
                      probe[retrieved], root_tokens, fixed + alone)
   chosen = np.zeros(len(root), bool)
   chosen[retrieved] = budget.choose(rows, rate, filling)

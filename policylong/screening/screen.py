@@ -30,7 +30,7 @@ from policylong.errors import UserError
 from policylong.records import Anchor, Candidate, Negative, Positive
 from policylong.screening import judge, ledger, readings
 from policylong.screening.anchors import entropy_threshold
-from policylong.screening.costs import Costs, best_gains
+from policylong.screening.costs import Costs
 from policylong.screening.ledger import Ledger, Plan
 from policylong.screening.promise import Promise
 from policylong.screening.readings import read_roots
@@ -213,7 +213,8 @@ class Screener:
     pairs, proposals = readings.pairs(read_roots(roots)[0], anchors, candidates, self.ground.chunk_tokens)
     rows = choose_rows(self.config, roots, anchors, pairs, proposals, plan, self._filling())
     scored = np.flatnonzero(rows["scored"].to_numpy())
-    pairs, proposals = [pairs[i] for i in scored], [proposals[i] for i in scored]
+    pairs = [dataclasses.replace(pairs[i], positions=pairs[i].positions[:rows["anchors"][i].as_py()]) for i in scored]
+    proposals = [proposals[i] for i in scored]
     bar.total += planned_tokens(pairs)
     found = verify(self.policy.scorer, pairs, self.config.max_anchors_per_root, bar.update)
     tables.write(round_.shard("rows", shard), rows)
@@ -242,7 +243,7 @@ class Screener:
       verdicts = scores.set_column(scores.schema.get_field_index("accepted"), "accepted", pa.array(accepted))
       positives += judge.positives(verdicts)
       kept.append(verdicts if rows <= MOST_VERDICTS else judge.own_or_accepted(verdicts))
-      costs.enter(roots, of_shard, best_gains(of_shard, scores, accepted))
+      costs.enter(roots, of_shard, scores, accepted)
       gains = scores.filter(pc.equal(scores["kind"], "retrieved"))["gain"].to_numpy()
       best = max(best, np.max(gains, initial=-math.inf))
     if not positives:

@@ -3,7 +3,7 @@
 The unit is a pair (chunk, root), never (chunk, anchor): one pass of [chunk ; root] reads all anchors of
 the root, so a root's candidates are scored against all its anchors for the price of the diagonal. What was
 before comes from the same program as what is after: the root alone is one more row of every
-bucket that its pairs fall into, on the same window of the root.
+bucket that its pairs fall into, on the same left context.
 """
 
 import dataclasses
@@ -50,7 +50,8 @@ def verify(scorer: Scorer, pairs: Sequence[Pair], most_positions: int,
 
   Args:
     scorer: the policy.
-    pairs: any order; pairs of one root_key must name the same root and positions.
+    pairs: any order; pairs of one root_key must name the same root, and of its positions the first ones, as many as
+      each wants.
     most_positions: the static number A of positions a row reads at most.
     progress: called with the number of tokens done since the last call.
 
@@ -58,21 +59,22 @@ def verify(scorer: Scorer, pairs: Sequence[Pair], most_positions: int,
     A reading for each pair.
   """
   rows: list[Row] = []
-  alone: dict[tuple[str, int], int] = {}  # (root, bucket) -> row
+  longest: dict[tuple[str, int], Pair] = {}  # of a root in a bucket
   for pair in pairs:
     window, shift = pair.window, len(pair.chunk)
     bucket = scorer.bucket(shift + len(window))
     rows.append(Row(np.concatenate([pair.chunk, window]), pair.positions + shift, bucket))
-    alone.setdefault((pair.root_key, bucket), -1)
-  first_of = {pair.root_key: pair for pair in pairs}
-  for key, bucket in alone:
-    alone[key, bucket] = len(rows)
-    rows.append(Row(first_of[key].window, first_of[key].positions, bucket))
+    known = longest.setdefault((pair.root_key, bucket), pair)
+    if len(pair.positions) > len(known.positions):
+      longest[pair.root_key, bucket] = pair
+  alone = {key: len(rows) + i for i, key in enumerate(longest)}
+  rows += [Row(pair.window, pair.positions, bucket) for (_, bucket), pair in longest.items()]
   scores = scorer.likelihoods(rows, most_positions, progress)
   result = []
   for pair, row, (entropy, nll) in zip(pairs, rows, scores):
     entropy_before, nll_before = scores[alone[pair.root_key, row.bucket]]
-    result.append(Reading(entropy_before, entropy, nll_before, nll))
+    read = slice(len(pair.positions))
+    result.append(Reading(entropy_before[read], entropy, nll_before[read], nll))
   return result
 
 

@@ -25,7 +25,7 @@ def by_hand(rows, order, length, negatives):
   result = []
   for taken in range(1, len(order) + 1):
     scored = set(order[:taken]) | set(np.flatnonzero(rows.paid))
-    tokens = sum(rows.fixed) + sum(rows.tokens[i] for i in scored)
+    tokens = sum(rows.fixed) + sum(rows.tokens[i] for i in scored if not rows.paid[i])
     expected = 0.0
     for r, root in enumerate(rows.root_tokens):
       own = [i for i in scored if rows.root[i] == r]

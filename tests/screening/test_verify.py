@@ -59,7 +59,8 @@ def test_a_pass_scores_all_anchors_of_a_root_as_one_row_an_anchor_would(params, 
   for r in range(2):
     root = rng.integers(0, 211, 30).astype(np.int32)
     positions = np.sort(rng.choice(np.arange(1, len(root)), 4 + r, replace=False)).astype(np.int32)
-    pairs += [Pair(f"root{r}", root, positions, rng.integers(0, 211, n).astype(np.int32)) for n in (5, 21)]
+    pairs += [Pair(f"root{r}", root, positions[:wanted], rng.integers(0, 211, n).astype(np.int32))
+              for n, wanted in ((5, 1), (5, 3), (5, 2), (21, len(positions)))]
   for pair, read in zip(pairs, verify(scorer, pairs, most_positions=8)):
     alone = _plain_entropy(params, pair.root)
     joined = _plain_entropy(params, np.concatenate([pair.chunk, pair.root]))

@@ -1,0 +1,70 @@
+"""What a row of a budget reads: up to which anchor, and what is counted of it; each by hand."""
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from policylong.records import Anchor, Candidate
+from policylong.screening import costs, readings
+from policylong.screening.ledger import Plan
+from policylong.screening.promise import Promise
+from policylong.screening.rows import choose_rows
+from policylong.screening.verify import Pair
+from policylong.synthesis.filling import Filling
+from tests.training.tiny_training import whole_config
+
+PLACES = np.array([3, 10, 30], np.int32)
+OWN = {"early": [3], "both": [10, 3], "late": [30], "random": []}  # the anchors that retrieved a chunk of 5 tokens
+CONFIG = dataclasses.replace(whole_config().screening, probe_share=0.4, budget=9.0, bucket_multiple=16)
+
+
+def shard(plan, documents=("a", "b")):
+  """The rows of two roots of 40 tokens; the first is of the probe."""
+  roots = pa.table([list(column) for column in zip(*(
+      (number, doc_id, "letters", 0, 9, list(range(40)), ["a"] * 40, [1.0] * 40, [1.0] * 40, 0.5, 7)
+      for number, doc_id in enumerate(documents)))], schema=readings.ROOTS)
+  pairs, proposals = [], []
+  for doc_id in documents:
+    for chunk, own in OWN.items():
+      pairs.append(Pair(doc_id, np.arange(40, dtype=np.int32), PLACES, np.arange(50, 55, dtype=np.int32)))
+      proposals.append(((doc_id, chunk), {t: Candidate(doc_id, t, chunk, "retrieved", 0, 0.5) for t in own}))
+  anchors = [Anchor(doc_id, int(t), "a", "a", 3.0, 0.5, 0, 0, 7) for doc_id in documents for t in PLACES]
+  return roots, choose_rows(CONFIG, roots, anchors, pairs, proposals, plan, Filling(400, 1, 1))
+
+
+def test_a_row_ends_at_the_last_anchor_that_retrieved_its_chunk_but_in_the_probe():
+  _, rows = shard(Plan(Promise.first(), 1e9))
+  assert rows["probe"].to_pylist() == [True] * 4 + [False] * 4
+  assert rows["anchors"].to_pylist() == [3, 3, 3, 3, 1, 2, 3, 3]
+  assert rows["within"].to_pylist() == [1, 2, 3, 3, 1, 2, 3, 3]
+  assert rows["tokens"].to_pylist() == [36, 36, 36, 36, 9, 16, 36, 36]
+  assert rows["padded"].to_pylist() == [48, 48, 48, 48, 16, 16, 48, 48]
+
+
+def test_without_a_budget_every_row_reads_every_anchor():
+  _, rows = shard(None)
+  assert rows["anchors"].to_pylist() == [3] * 8 and rows["tokens"].to_pylist() == [36] * 8
+  assert all(rows["scored"].to_pylist())
+
+
+def test_a_shorter_row_is_chosen_sooner_in_the_probe_as_elsewhere():
+  _, rows = shard(Plan(Promise.first(), 0.0))  # nothing keeps such a rate: the choice that comes nearest
+  chosen = dict(zip(zip(rows["doc_id"].to_pylist(), rows["chunk_id"].to_pylist()), rows["chosen"].to_pylist()))
+  assert chosen["b", "early"] >= chosen["b", "late"] and chosen["a", "early"] == chosen["b", "early"]
+
+
+@pytest.mark.parametrize("anchor, there, found", [(0, 1, 1), (1, 1, 0)])
+def test_the_probe_knows_what_lies_beyond_the_end_of_a_row(anchor, there, found):
+  roots, rows = shard(Plan(Promise.first(), 1e9))
+  counts = rows.filter(rows["scored"])["anchors"].to_numpy()
+  accepted = np.zeros(counts.sum(), bool)
+  accepted[anchor] = True  # of the first row, of the probe: its chunk was retrieved by the first anchor alone
+  verdicts = pa.table({"gain": np.full(counts.sum(), 0.5)})
+  assert costs.best_gains(rows, verdicts, accepted).tolist() == [0.5] + [0.0] * 7
+  assert costs.best_gains(rows, verdicts, accepted, within=True)[0] == 0.5 * found
+  account = costs.Costs(budgeted=True)
+  account.enter(roots, rows, verdicts, accepted)
+  told = account.summary()["probe"]
+  assert (told["positives"], told["found"]) == (there, found)
