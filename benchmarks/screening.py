@@ -11,8 +11,8 @@ that passes by entropy and loss at some anchor of its root.
   after:  rounds that stop when they are fed, within a budget, by entropy and loss, one negative a positive.
 
 Then the same roots in ten orders, with the budget that scores three rows in ten: what share of the right positives of
-the roots that it screened the budget found, and whether the probe's interval holds that share. Where the truth is known,
-what share of the positives holds it.
+the roots that it screened the budget found, and whether the probe's interval holds that share. Where the truth is
+known, what share of the positives holds it.
 
 Hardware: 2 CPU cores; ten minutes for the planted world, most of it the full verification.
 """
@@ -35,6 +35,7 @@ from policylong.screening.readings import read_roots
 from policylong.screening.scorer import Policy
 from policylong.storage import tables
 from policylong.storage.workdir import Workdir, read_json
+from policylong.synthesis.method import Screened
 from policylong.synthesis.policylong import synthesize
 
 MANY = 10**9
@@ -246,10 +247,10 @@ class Known:
     positives, ranked = (tables.to_records(kind, tables.read(round_.table(name)))
                          for name, kind in (("positives", Positive), ("negatives", Negative)))
     made: list = []
-    for sequence in synthesize(
-        roots, positives, ranked, chunk_tokens=world.ground.chunk_tokens, filler=world.ground.retriever.filler(1),
-        separator=world.ground.chunk_tokens.separator, sequence_length=world.ground.synthesis.sequence_length,
-        negatives_per_positive=negatives, seed=0, round_index=1, policy_step=0):
+    ground = world.ground
+    screened = Screened(roots, positives, ranked, ground.chunk_tokens, ground.retriever.filler(1), negatives)
+    for sequence in synthesize(screened, separator=ground.chunk_tokens.separator,
+                               length=ground.synthesis.sequence_length, seed=0, round_index=1, policy_step=0):
       made.append(sequence)
       if len(made) == world.sequences:
         break

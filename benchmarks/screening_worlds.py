@@ -23,7 +23,7 @@ from policylong.screening.scorer import Policy, Scorer
 from policylong.screening.screen import Ground
 from policylong.storage.workdir import Round
 
-EVIDENCE = {"evidence": "entropy_and_loss", "loss_margin": None, "loss_margin_from_control": 0.02, "probe_share": 0.1}
+EVIDENCE = {"evidence": "entropy_and_loss", "loss_margin": None, "loss_margin_from_control": 0.02, "probe_share": 0.05}
 
 
 @dataclasses.dataclass(frozen=True)

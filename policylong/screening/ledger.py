@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from policylong import config as config_lib
-from policylong.screening import budget, costs, judge
+from policylong.screening import costs, judge
 from policylong.screening.promise import FEATURES, Promise
 from policylong.synthesis.filling import Filling
 

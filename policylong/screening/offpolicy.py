@@ -75,6 +75,7 @@ def recheck(previous: Round, policy: Policy, chunk_tokens: ChunkTokens, most_pos
       "doc_id", "position", "chunk_id", "gain")), judge.right(taken, limits).tolist()):
     positions.setdefault(doc_id, set()).add(position)
     then.setdefault((doc_id, chunk_id), {})[position] = gain, right
+  chunk_tokens.prepare(chunk_id for _, chunk_id in then)
   pairs = [Pair(doc_id, root_of[doc_id].tokens, np.asarray(sorted(positions[doc_id]), np.int32),
                 chunk_tokens(chunk_id)) for doc_id, chunk_id in then]
   with Bar(desc=f"round {previous.index} re-verified", total=planned_tokens(pairs), unit="tok", unit_scale=True,

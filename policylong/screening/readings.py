@@ -42,6 +42,7 @@ def pairs(roots: Sequence[Root], anchors: Sequence[Anchor], candidates: Sequence
     own = proposals.setdefault((candidate.doc_id, candidate.chunk_id), {})
     if candidate.kind == "retrieved":
       own[candidate.position] = candidate
+  chunk_tokens.prepare(chunk_id for _, chunk_id in proposals)
   places = {doc_id: np.asarray(own, np.int32) for doc_id, own in positions.items()}
   return [Pair(doc_id, root_of[doc_id].tokens, places[doc_id], chunk_tokens(chunk_id))
           for doc_id, chunk_id in proposals], list(proposals.items())

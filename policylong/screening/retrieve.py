@@ -182,6 +182,8 @@ class Retriever:
     while hosts.anyone(bool(open_queries)):
       fetch = min(fetch, self._corpus.num_chunks)
       rows, scores = self._index.search(queries[open_queries], fetch)
+      if "near_copy" in reasons:  # which looks at tokens
+        self._chunk_tokens.prepare_rows(row for row in np.unique(rows[:, :k]).tolist() if row >= 0)
       for q, row_list, score_list in zip(open_queries, rows, scores):
         hits[q], passed[q] = [], dict.fromkeys(reasons, 0)
         for row, score in zip(row_list.tolist(), score_list.tolist()):

@@ -17,12 +17,13 @@ from policylong.screening.readings import Proposal
 from policylong.screening.verify import Pair
 from policylong.synthesis.filling import Filling
 
-# A row is a chunk in front of a root. anchors: how many of the root's it reads, from the first on; tokens: of both, up to
-# the last of these; padded: the length it is scored in; within: those anchors up to the last that retrieved the chunk.
+# A row is a chunk in front of a root. anchors: how many of the root's it reads, from the first on; tokens: of both, up
+# to the last of these; padded: the length it is scored in; within: anchors up to the last that retrieved the chunk.
 # probe: of a root whose rows are all scored; chosen: by the rule of the budget; control rows are scored always.
 ROWS = pa.schema([
     ("doc_id", pa.string()), ("chunk_id", pa.string()), ("control", pa.bool_()), ("root_tokens", pa.int64()),
-    ("chunk_tokens", pa.int64()), ("tokens", pa.int64()), ("padded", pa.int64()), ("anchors", pa.int64()), ("within", pa.int64()),
+    ("chunk_tokens", pa.int64()), ("tokens", pa.int64()), ("padded", pa.int64()), ("anchors", pa.int64()),
+    ("within", pa.int64()),
     ("probe", pa.bool_()), ("chosen", pa.bool_()), ("scored", pa.bool_()), ("promise", pa.float64()),
     ("features", pa.list_(pa.float32(), len(FEATURES)))])
 

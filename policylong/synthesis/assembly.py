@@ -5,12 +5,17 @@ root last. A root that another block follows ends with the separator's tokens, w
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from policylong.errors import UserError
 from policylong.records import LongSequence, Root, Span
+
+# Contexts that are read together.
+_AHEAD = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +28,16 @@ class Context:
   rank: int
 
 
-ChunkTokens = Callable[[str], np.ndarray]
-"""Chunk id -> int32 tokens of its text and the separator behind it."""
+
+class ChunkTokens(Protocol):
+  """The corpus's chunks as tokens."""
+
+  def __call__(self, chunk_id: str) -> np.ndarray:
+    """int32: of a chunk's text and the separator behind it."""
+
+  def prepare(self, chunk_ids: Iterable[str]) -> None:
+    """Chunks that will be asked for soon: many at once are quicker to read than one after the other."""
+
 
 Filler = Callable[[str, int], Sequence[str]]
 """(root's doc id, n) -> the first n of an endless fixed row of random chunk ids; fewer: there are no more."""
@@ -74,6 +87,8 @@ class Draft:
   def add(self, root: Root, contexts: Iterable[Context]) -> None:
     """Adds a block: contexts in the order given until the sequence is full, the last one cut to fit.
 
+    Reads a few of the contexts ahead.
+
     Raises:
       UserError: the root leaves no room for a context in an empty sequence.
     """
@@ -84,10 +99,12 @@ class Draft:
     self._used = self._length - room
     self._roots.add(root.doc_id)
     self._blocks.append(_Block(root, []))
-    for context in contexts:
-      if self.full:
-        break
-      self._take(self._blocks[-1], context)
+    for some in itertools.batched(contexts, _AHEAD):
+      self._chunk_tokens.prepare(context.chunk_id for context in some)
+      for context in some:
+        if self.full:
+          return
+        self._take(self._blocks[-1], context)
 
   def finish(self, filler: Filler, order: Callable[[Root, Context], bytes], policy_step: int) -> LongSequence:
     """The sequence. What is missing comes from `filler`, into the last block; every block's contexts are

@@ -61,7 +61,11 @@ class Library(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Screened:
-  """What the policy said of the round's roots; the other fields as in `policylong.synthesize`."""
+  """What the policy said of the round's roots.
+
+  roots: in the order in which they are used. filler: see `assembly.Filler`. negatives_per_positive: that a positive
+  brings at most; None: as many as fit.
+  """
   roots: Sequence[Root]
   positives: Sequence[Positive]
   negatives: Sequence[Negative]

@@ -12,70 +12,61 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from policylong.records import LongSequence, Negative, Positive, Root, by_document
-from policylong.synthesis.assembly import ChunkTokens, Context, Draft, Filler
-from policylong.synthesis.method import Inputs
+from policylong.synthesis.assembly import Context, Draft
+from policylong.synthesis.method import Inputs, Screened
 
 
 def sequences(inputs: Inputs) -> Iterator[LongSequence]:
   """As many sequences of a screened round as its training reads; see `synthesize`, which also says what it raises."""
-  screened = inputs.screened
-  made = synthesize(
-      screened.roots, screened.positives, screened.negatives, chunk_tokens=screened.chunk_tokens,
-      filler=screened.filler, separator=inputs.library.separator, sequence_length=inputs.length,
-      negatives_per_positive=screened.negatives_per_positive, seed=inputs.seed, round_index=inputs.round_index,
-      policy_step=inputs.policy_step)
+  made = synthesize(inputs.screened, separator=inputs.library.separator, length=inputs.length, seed=inputs.seed,
+                    round_index=inputs.round_index, policy_step=inputs.policy_step)
   return itertools.islice(made, inputs.count)
 
 
-def synthesize(roots: Iterable[Root], positives: Iterable[Positive], negatives: Iterable[Negative], *,
-               chunk_tokens: ChunkTokens, filler: Filler, separator: np.ndarray, sequence_length: int,
-               negatives_per_positive: int | None, seed: int, round_index: int, policy_step: int
-               ) -> Iterator[LongSequence]:
+def synthesize(screened: Screened, *, separator: np.ndarray, length: int, seed: int, round_index: int,
+               policy_step: int) -> Iterator[LongSequence]:
   """Makes the training sequences of one round, in the order of the roots.
 
   A root without positives makes no block. A block takes the root's positives by gain, best first, then
-  its negatives: each positive's nearest one, then each one's second, and so on, until the sequence is
-  full. The last chunk is cut to fit; what is left over is dropped. A block that does not fill the
-  sequence is joined with the next root's if that root and its best positive fit whole, behind a
-  separator; if not, or if no root is left, random chunks fill the last block. At last each block's
-  contexts are shuffled by (seed, round, root), fillers among them.
+  its negatives: each positive's nearest one, then each one's second, and so on, as many as a positive
+  may bring, until the sequence is full. The last chunk is cut to fit; what is left over is dropped. A
+  block that does not fill the sequence is joined with the next root's if that root and its best
+  positive fit whole, behind a separator; if not, or if no root is left, random chunks fill the last
+  block. At last each block's contexts are shuffled by (seed, round, root), fillers among them.
 
   Args:
-    roots: in the order in which they are used.
-    positives, negatives: of all roots, in any order; those of other documents are not used.
-    chunk_tokens: chunk id -> int32 tokens, separator behind it included.
-    filler: (doc id, n) -> the first n random chunks for a root; fewer if the corpus has no more.
+    screened: what the policy said; positives and negatives may come in any order.
     separator: int32 tokens that follow a root which is not the sequence's last.
-    sequence_length: L.
-    negatives_per_positive: that a positive brings at most; None: as many as fit.
+    length: L.
     policy_step: of the policy that chose the contexts; kept in every span.
 
   Raises:
     UserError: a root leaves no room for a context, or the corpus is too small to fill L tokens.
   """
-  positives_of, negatives_of = by_document(positives), by_document(negatives)
+  positives_of, negatives_of = by_document(screened.positives), by_document(screened.negatives)
 
   def order(root: Root, context: Context) -> bytes:
     return _shuffle_key(seed, round_index, root.doc_id, context.chunk_id)
 
   def empty() -> Draft:
-    return Draft(sequence_length, separator, chunk_tokens)
+    return Draft(length, separator, screened.chunk_tokens)
 
   draft = empty()
-  for root in roots:
+  for root in screened.roots:
     own = sorted(positives_of.get(root.doc_id, ()), key=lambda positive: (-positive.gain, positive.chunk_id))
     best = [Context(p.chunk_id, "positive", p.position, p.gain, rank) for rank, p in enumerate(own)]
     if len(draft) and best and not draft.admits(root, best):
-      yield draft.finish(filler, order, policy_step)
+      yield draft.finish(screened.filler, order, policy_step)
       draft = empty()
     if not draft.admits(root, best):
       continue
-    draft.add(root, itertools.chain(best, _in_turn(own, negatives_of.get(root.doc_id, ()), negatives_per_positive)))
+    draft.add(root, itertools.chain(best, _in_turn(own, negatives_of.get(root.doc_id, ()),
+                                                   screened.negatives_per_positive)))
     if draft.full:
-      yield draft.finish(filler, order, policy_step)
+      yield draft.finish(screened.filler, order, policy_step)
       draft = empty()
   if len(draft):
-    yield draft.finish(filler, order, policy_step)
+    yield draft.finish(screened.filler, order, policy_step)
 
 
 def _in_turn(positives: Sequence[Positive], negatives: Iterable[Negative], most: int | None) -> Iterator[Context]:

@@ -9,6 +9,7 @@ import pytest
 
 from policylong.errors import UserError
 from policylong.records import Negative, Positive, Root
+from policylong.synthesis.method import Screened
 from policylong.synthesis.policylong import synthesize
 
 NAN = float("nan")
@@ -29,10 +30,22 @@ class World:
 
   def synthesize(self, roots, positives, negatives, length, seed=0, round_index=1, policy_step=17,
                  negatives_per_positive=None):
-    return list(synthesize(roots, positives, negatives, chunk_tokens=self.tokens.__getitem__, filler=self.filler,
-                           separator=self.separator, sequence_length=length,
-                           negatives_per_positive=negatives_per_positive, seed=seed, round_index=round_index,
+    screened = Screened(roots, positives, negatives, _Tokens(self.tokens), self.filler, negatives_per_positive)
+    return list(synthesize(screened, separator=self.separator, length=length, seed=seed, round_index=round_index,
                            policy_step=policy_step))
+
+
+class _Tokens:
+  """Tokens of chunks by their ids."""
+
+  def __init__(self, tokens):
+    self._tokens = tokens
+
+  def prepare(self, chunk_ids):
+    assert all(chunk_id in self._tokens for chunk_id in chunk_ids)
+
+  def __call__(self, chunk_id):
+    return self._tokens[chunk_id]
 
 
 def root(name, size):
