@@ -15,15 +15,20 @@ and, where there is something to make before the first run,
   def prepare():             makes it, if it is not there
 """
 
+import contextlib
 import dataclasses
 import difflib
+import importlib.machinery
 import importlib.util
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from policylong import config as config_lib
+from policylong.commands import user_code
 from policylong.errors import UserError
+
+_MODULE = "grid_file"  # the name under which a grid is loaded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +57,33 @@ def read_grid(path: str) -> Grid:
   """Reads a grid file and checks the config of every cell.
 
   Raises:
-    UserError: the file is missing or lacks a part, a name is used twice or is no name for a folder, or a cell has an
-      unknown field or a value that the config refuses.
+    UserError: the file is missing, raises something or lacks a part, a name is used twice or is no name for a folder,
+      or a cell has an unknown field or a value that the config refuses.
   """
   if not pathlib.Path(path).is_file():
     raise UserError(f"--grid is {path}, and no such file exists")
-  spec = importlib.util.spec_from_file_location("grid_file", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  with told(path):
+    return _read(path)
+
+
+@contextlib.contextmanager
+def told(path: str) -> Iterator[None]:
+  """Inside, whatever a grid's own code raises is told in one sentence, with its file and line."""
+  try:
+    yield
+  except UserError:
+    raise
+  except (Exception, SystemExit) as error:
+    sentence = user_code.fault(error, lambda frame: frame.f_globals.get("__name__") == _MODULE)
+    raise UserError(sentence or f"{path} is no grid ({user_code.reason(error)}): a grid has SEEDS, get_config() and "
+                    "cells(), which yields (name, {field: value})") from error
+
+
+def _read(path: str) -> Grid:
+  # Whatever the file's name ends with.
+  loader = importlib.machinery.SourceFileLoader(_MODULE, path)
+  module = importlib.util.module_from_spec(importlib.util.spec_from_loader(_MODULE, loader))
+  loader.exec_module(module)
   for part in ("SEEDS", "get_config", "cells"):
     if not hasattr(module, part):
       raise UserError(f"{path} has no {part}: a grid has SEEDS, get_config() and cells()")

@@ -18,11 +18,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from experiments.cells import Cell, Grid, read_grid
+from experiments.cells import Cell, Grid, read_grid, told
 from experiments.results import run_numbers, write_results
 from policylong import config as config_lib
-from policylong import paths
+from policylong import ending, paths
 from policylong.errors import UserError, run_command
+from policylong.storage import lock
 from policylong.storage.workdir import read_json, write_json
 
 
@@ -36,11 +37,13 @@ def main() -> None:
   arguments = parser.parse_args()
   grid = read_grid(arguments.grid)
   if grid.prepare:
-    grid.prepare()
+    with told(arguments.grid):
+      grid.prepare()
   if arguments.cell:
     run_here(_named(grid, arguments.cell), grid, arguments.workdir)
     return
-  run_all(grid, arguments.grid, arguments.workdir)
+  with lock.held(arguments.workdir / "lock", f"--workdir {arguments.workdir}"):
+    run_all(grid, arguments.grid, arguments.workdir)
   print((arguments.workdir / "table.md").read_text())
   failed = [cell.folder for cell in grid.cells if "error" in read_json(outcome_path(cell, arguments.workdir))]
   if failed:
@@ -75,14 +78,19 @@ def run(cell: Cell, grid_path: str, directory: pathlib.Path) -> None:
              f"--cell={cell.folder}"]
   environment = {"JAX_COMPILATION_CACHE_DIR": str((directory / "compiled").absolute()), **os.environ,
                  "PYTHONUNBUFFERED": "1"}
-  ended = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
   last = ""
-  for line in ended.stderr:
-    print(line, end="", file=sys.stderr)
-    last = line.strip() or last
-  if code := ended.wait():
+  # Asked to leave, the grid asks its cell, which leaves in order.
+  with (subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as ended,
+        ending.telling(ended.send_signal), ending.deferred()):
+    for line in ended.stderr:
+      print(line, end="", file=sys.stderr)
+      last = line.strip() or last
+    code = ended.wait()
+  if code:
     if code in (-signal.SIGINT, 130):
       raise KeyboardInterrupt
+    if code in (-signal.SIGTERM, 143):
+      raise ending.Terminated
     write_json(path, {"error": last.removeprefix("error: ") or f"the process ended with {code}", "config": wanted})
 
 

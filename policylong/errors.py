@@ -1,17 +1,21 @@
 """One sentence for a person's mistake or for what is not installed as tested, and the exit codes of every command.
 
 A `UserError` is about what the user gave us: a file, a field, a record. Its text is one sentence that
-names the thing, the value found and the value wanted. Everything else that is raised is our own fault
-and keeps its stack trace.
+names the thing, the value found and the value wanted. What the operating system says is put in one sentence at the
+end of a command (`oserrors`). Everything else that is raised is our own fault and keeps its stack trace.
 """
 
-import errno
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
+import signal
 import sys
 import types
 from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from policylong import ending, oserrors
 
 # As in setup.py, which an environment that had its own JAX before need not follow.
 OLDEST_JAX = (0, 12)
@@ -68,25 +72,34 @@ def untested_jax() -> str | None:
 
 
 def run_command(main: Callable[[], None]) -> None:
-  """Runs a command line's `main`; exits 1 with one sentence on bad input or a full disk.
+  """Runs a command line's `main`; exits 1 with one sentence on bad input or on what the operating system says.
 
-  Bad usage (an unknown flag) exits 2: argparse does that by itself. Says first if the JAX here is older than tested.
+  Bad usage (an unknown flag) exits 2: argparse does that by itself. SIGTERM exits 143 and Ctrl-C 130, as `ending` says,
+  which also bounds how long the end takes. Says first if the JAX here is older than tested.
   """
+  ending.install()
   if untested := untested_jax():
     print(f"note: {untested}", file=sys.stderr, flush=True)
   try:
     main()
   except UserError as error:
-    sys.exit(_say(str(error)))
-  except KeyboardInterrupt:
-    sys.exit(_say("interrupted; start the same command again to go on", code=130))
-  except OSError as error:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-      raise
-    sys.exit(_say(f"the disk is full (writing {error.filename or 'an output file'}): "
-                  "free some space and start the same command again"))
+    _leave(str(error))
+  except (KeyboardInterrupt, ending.Terminated) as error:
+    number = signal.SIGTERM if isinstance(error, ending.Terminated) else signal.SIGINT
+    _leave(ending.sentence(number), ending.CODES[number])
+  except SystemExit as error:
+    ending.ends_with(error.code if isinstance(error.code, int) else int(error.code is not None))
+    raise
+  except Exception as error:
+    if sentence := oserrors.sentence(error):
+      _leave(sentence)
+    raise
+  ending.ends_with(0)
 
 
-def _say(sentence: str, code: int = 1) -> int:
-  print(f"error: {sentence}", file=sys.stderr, flush=True)
-  return code
+def _leave(sentence: str, code: int = 1) -> NoReturn:
+  """Says why, and ends the command."""
+  with contextlib.suppress(OSError):  # nobody reads it
+    print(f"error: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
+  ending.ends_with(code)
+  sys.exit(code)

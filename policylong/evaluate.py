@@ -93,6 +93,7 @@ def main() -> None:
   from policylong.evaluation.benchmarks import claimants, evaluate
   from policylong.evaluation.claim import claim
   from policylong.model import stored
+  from policylong.storage import lock
 
   hardware.spread_over_cores()
   claimants(tasks)  # a misspelt name should not wait for the weights
@@ -100,11 +101,13 @@ def main() -> None:
     model = stored.open_model(arguments.model, base_model=arguments.base_model)
     slug = re.sub(r"[^\w.-]+", "-", arguments.model).strip("-.") or "model"
     directory = epath.Path(arguments.output or f"runs/evaluate/{slug}")
-    with hosts.first_before_others("claim"):
-      if hosts.is_first():
-        claim(directory, model.name, {**model.identity(), "dtype": arguments.dtype})
-    policy = policies.load_policy(model, dtype=arguments.dtype)
-    found = evaluate(policy, tasks, _options(arguments), directory)
+    with lock.held(directory / "lock", f"--output {directory}", follows=not hosts.is_first(), lost=hosts.end):
+      with hosts.first_before_others("claim"):
+        if hosts.is_first():
+          claim(directory, model.name, {**model.identity(), "dtype": arguments.dtype})
+      policy = policies.load_policy(model, dtype=arguments.dtype)
+      found = evaluate(policy, tasks, _options(arguments), directory)
+      hosts.barrier("done")
     if hosts.is_first():
       print(f"model: {policy.name}\n\n{results.table(found)}\n\nresults: {directory / 'results.json'}")
 

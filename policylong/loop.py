@@ -20,6 +20,7 @@ With several processes, each scores its share of the roots, holds its share of t
 devices; the first one writes markers and tables, and says what is finished (`hosts.agreed`).
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -30,6 +31,7 @@ import numpy as np
 from etils import epath
 
 from policylong import config as config_lib
+from policylong import door
 from policylong.corpus import streamed
 from policylong.corpus.given import GivenSequences
 from policylong.corpus.roots import sample_documents
@@ -55,7 +57,7 @@ from policylong.screening.retrieve import Retriever
 from policylong.screening.scorer import Policy, Scorer
 from policylong.screening.screen import Ground, Screener
 from policylong.screening.summary import offpolicy_gap, summarise
-from policylong.storage import hub, progress, tables
+from policylong.storage import hub, lock, progress, tables
 from policylong.storage.workdir import Round, Workdir, read_json, write_json
 from policylong.synthesis import storage
 from policylong.synthesis.method import Inputs, Screened
@@ -76,21 +78,23 @@ def run(config: config_lib.Config, directory) -> epath.Path:
     UserError: bad input of any kind, in one sentence, before expensive work where that is possible.
   """
   workdir = Workdir(directory)
-  with hosts.first_before_others("claim"):
-    workdir.claim(config, hosts.is_first())
-  if hosts.agreed(workdir.final_json.exists() and workdir.page.exists()):
-    if hosts.is_first():
-      log.info("%s: all %d rounds are done; nothing to do", workdir.directory, config.rounds)
-    return workdir.page
-  with progress.told(workdir.progress, hosts.index(), hosts.count()), wandb_run.opened(config, workdir):
-    _rounds(config, workdir)
+  with lock.held(workdir.lock, str(workdir.directory), follows=not hosts.is_first(), lost=hosts.end):
+    with hosts.first_before_others("claim"):
+      workdir.claim(config, hosts.is_first())
+    if hosts.agreed(workdir.final_json.exists() and workdir.page.exists()):
+      if hosts.is_first():
+        log.info("%s: all %d rounds are done; nothing to do", workdir.directory, config.rounds)
+      return workdir.page
+    with (progress.told(workdir.progress, hosts.index(), hosts.count()), wandb_run.opened(config, workdir),
+          contextlib.ExitStack() as closing):
+      _rounds(config, workdir, closing)
   return workdir.page
 
 
-def _rounds(config: config_lib.Config, workdir: Workdir) -> None:
+def _rounds(config: config_lib.Config, workdir: Workdir, closing: contextlib.ExitStack) -> None:
   """Every round, and of a round every stage, that is not over yet."""
   with hosts.first_before_others("hub"):
-    stages = _Stages(from_the_hub(config, workdir), workdir)
+    stages = _Stages(from_the_hub(config, workdir), workdir, closing)
   stages.check()
   state = stages.newest_state()
   stages.evaluate(0, state)
@@ -126,11 +130,11 @@ def from_the_hub(config: config_lib.Config, workdir: Workdir) -> config_lib.Conf
 class _Stages:
   """The stages of a round, and what they need, made when a stage first needs it.
 
-  With several processes all of them come to each stage together.
+  With several processes all of them come to each stage together. `closing` closes what must be, however they end.
   """
 
-  def __init__(self, config: config_lib.Config, workdir: Workdir):
-    self.config, self.workdir = config, workdir
+  def __init__(self, config: config_lib.Config, workdir: Workdir, closing: contextlib.ExitStack):
+    self.config, self.workdir, self._closing = config, workdir, closing
     self.method = METHODS[config.method]
     self.read = config.training.steps_per_round * config.training.batch_size  # sequences a round
     share = config.training.longfilter_share
@@ -154,7 +158,12 @@ class _Stages:
       base = open_model(self.config.model.path).identity()
       del base["chat template"]  # nothing in a run is asked as a chat
       identity.claim_base(self.workdir, self.config.model.path, base)
-    self.tokenizer, self.trainer, self.corpus  # noqa: B018
+    self.tokenizer  # noqa: B018
+    config = self.config
+    door.check_training(
+        config.training, self.trainer.abstract, self.workdir, rounds=config.rounds, sequences=self.sequences,
+        length=config.synthesis.sequence_length, scored_in=config.model.scoring_dtype if self.screens else None)
+    self.corpus  # noqa: B018
     if "roots" in self.method.asks:
       # The last round's roots: whether there are enough documents should not come out after three rounds.
       sample_documents(self.corpus, seed=self.config.seed, round_index=self.config.rounds,
@@ -327,8 +336,9 @@ class _Stages:
   def trainer(self) -> Trainer:
     """Owns the checkpoints."""
     config = self.config
-    return Trainer(config.training, self.model, self.mesh, self.workdir, length=config.synthesis.sequence_length,
-                   rounds=config.rounds, seed=config.seed)
+    return self._closing.enter_context(Trainer(
+        config.training, self.model, self.mesh, self.workdir, length=config.synthesis.sequence_length,
+        rounds=config.rounds, seed=config.seed))
 
   @functools.cached_property
   def evaluation(self) -> RoundEvaluation:

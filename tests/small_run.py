@@ -4,7 +4,8 @@ As a program it is `policylong.main` that may kill itself:
 
   python -m tests.small_run KILL ...flags of policylong.main...
 
-KILL "scan:2" sends SIGKILL to the process at the second call of that stage's last write; "" never does.
+KILL "scan:2" sends SIGKILL to the process at the second call of that stage's last write; "" never does. "scan:2:TERM"
+sends SIGTERM, and "scan:2:FAIL" makes the call fail.
 """
 
 import os
@@ -91,17 +92,22 @@ def _die_at(kill: str) -> None:
   from policylong.synthesis import storage
   from policylong.training.metrics import MetricsLog
 
-  stage, call = kill.split(":")
+  stage, call, *how = kill.split(":")
   calls = iter(range(1, 1 << 30))
+
+  def strike():
+    if how == ["FAIL"]:
+      raise ValueError("this call fails")
+    os.kill(os.getpid(), signal.SIGTERM if how == ["TERM"] else signal.SIGKILL)
 
   def dying(function, applies, before):
     def wrapper(*arguments, **keywords):
       mine = applies(*arguments) and next(calls) == int(call)
       if mine and before:
-        os.kill(os.getpid(), signal.SIGKILL)
+        strike()
       result = function(*arguments, **keywords)
-      if mine:
-        os.kill(os.getpid(), signal.SIGKILL)
+      if mine and not before:
+        strike()
       return result
     return wrapper
 

@@ -112,6 +112,22 @@ def test_a_file_that_is_no_grid_is_told_as_such(tmp_path):
     read_grid(str(tmp_path / "config.py"))
 
 
+@pytest.mark.parametrize("text, words", [
+    ("SEEDS = (0,)\nx = 1 / 0", "grid.py, line 2: ZeroDivisionError: division by zero"),
+    ("SEEDS = (0,\n", "grid.py, line 1: '(' was never closed"),
+    ("import no_module", "line 1: No module named 'no_module'"),
+    ("import sys\nsys.exit(0)", "line 2: it ends the command (SystemExit: 0)"),
+    ("SEEDS = 3\nget_config = cells = None", "grid.py is no grid (TypeError: 'int' object is not iterable)"),
+    ("SEEDS = (0,)\nget_config = None\ndef cells():\n  raise KeyError('a')", "grid.py, line 4: KeyError: 'a'"),
+    ("SEEDS = (0,)\nget_config = None\ndef cells():\n  yield 'a'", "is no grid (ValueError: not enough values"),
+])
+def test_a_grid_that_raises_anything_is_told_with_its_line(tmp_path, text, words):
+  (tmp_path / "grid.py").write_text(text)
+  with pytest.raises(UserError) as caught:
+    read_grid(str(tmp_path / "grid.py"))
+  assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_the_comparison_has_every_method_with_the_same_tokens():
   grid = read_grid(str(REPOSITORY / "experiments" / "comparison.py"))
   assert {cell.config.method for cell in grid.cells} == set(CORPUS_METHODS)

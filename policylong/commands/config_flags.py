@@ -2,7 +2,6 @@
 
 import pathlib
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import overload
 
@@ -11,7 +10,7 @@ from ml_collections import config_flags
 
 from policylong import config as config_lib
 from policylong import paths
-from policylong.commands import printed_config
+from policylong.commands import printed_config, user_code
 
 _MODULE = "config_config"  # the name under which ml_collections loads the file
 _MISTAKES = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)  # what it and absl raise of them
@@ -65,25 +64,29 @@ def parse(help_text: str, required: Sequence[str]) -> None:
     if not hasattr(CONFIG.value, "to_dict"):
       raise flags.Error(f"get_config() of {file} gives {CONFIG.value!r}; it must return a ConfigDict")
     CONFIG.value.to_dict()  # a file that cannot be read is only told of when it is used
-  except Exception as error:
-    sentence = _in_config_file(error)
+  except (Exception, SystemExit) as error:  # a config file is a program, and may raise anything
+    sentence = user_code.fault(error, lambda frame: frame.f_globals.get("__name__") == _MODULE)
+    sentence = sentence or _of_get_config(error)
     if not sentence and not isinstance(error, _MISTAKES):
-      raise
+      sentence = f"{_file()} is no config ({user_code.reason(error)})"
     # A KeyError's str() is its repr, and some of these messages hold another's.
     sentence = " ".join((sentence or str(error)).replace("\\n", " ").replace("\\'", "'").split())
     print(f"usage error: {sentence} (see --help)", file=sys.stderr)
     sys.exit(2)
 
 
-def _in_config_file(error: BaseException | None) -> str:
-  """What went wrong in the config file, and where: "mine.py, line 4: name 'x' is not defined"; "": nothing did."""
+def _file() -> str:
+  """The config file, as far as its flag could be read."""
+  try:
+    return config_name()
+  except Exception:
+    return "--config"
+
+
+def _of_get_config(error: BaseException | None) -> str:
+  """Why the file's function could not be called, where that is what went wrong."""
   sentence = ""
-  while error:  # the first that was raised is the last of the chain
-    if isinstance(error, SyntaxError):
-      sentence = f"{error.filename}, line {error.lineno}: {error.msg}"
-    for frame, line in traceback.walk_tb(error.__traceback__):
-      if frame.f_globals.get("__name__") == _MODULE:
-        sentence = f"{frame.f_code.co_filename}, line {line}: {str(error) or type(error).__name__}"
+  while error:
     if isinstance(error, AttributeError | TypeError) and not sentence and "get_config" in str(error):
       sentence = f"the config file's get_config(): {str(error).strip().splitlines()[-1]}"
     error = error.__cause__ or error.__context__

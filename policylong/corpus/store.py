@@ -3,7 +3,7 @@
 In `cache_dir`:
 
   corpus-<version>/        builder.py's files and DONE.json (their sizes), written last
-  corpus-states/<key>.json which version the sources gave in a given state
+  corpus-states/<key>.json which version the sources gave in a given state; <key>.owner/: who builds it just now
 
 The version is a hash of what was read. A restart must not read a terabyte to learn it, so the state of
 the sources (their settings; of each file its path, size and time of change) points to the version that
@@ -11,9 +11,7 @@ this state gave. A touched or moved file costs one more reading and ends at the 
 """
 
 import bisect
-import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import json
@@ -33,6 +31,7 @@ from policylong.corpus.chunks import chunk_id, parse_chunk_id
 from policylong.corpus.files import size_of, why_not
 from policylong.errors import UserError
 from policylong.records import Chunk, Document
+from policylong.storage import lock
 from policylong.storage.workdir import read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -54,10 +53,10 @@ def open_corpus(config: config_lib.Corpus) -> "Corpus":
   cache = paths.local(config.cache_dir)
   key, total_bytes = _state(config)
   pointer = cache / "corpus-states" / f"{key}.json"
-  with _lock(pointer.with_suffix(".lock")):
-    directory = _finished(cache, pointer)
-    if directory is None:
-      directory = _build(config, cache, pointer, total_bytes)
+  directory = _finished(cache, pointer)
+  if directory is None:
+    with lock.held(pointer.with_suffix(".owner"), f"the corpus in corpus.cache_dir {cache}", wait=True):
+      directory = _finished(cache, pointer) or _build(config, cache, pointer, total_bytes)
   corpus = Corpus(directory)
   log.info(in_words(corpus.summary()))
   return corpus
@@ -85,20 +84,6 @@ def _state(config: config_lib.Corpus) -> tuple[str, int]:
       parts.append([str(path.resolve()), size_of(path), path.stat().st_mtime_ns])
       total += size_of(path)
   return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16], total
-
-
-@contextlib.contextmanager
-def _lock(path: pathlib.Path):
-  """Holds a file lock, which the system drops when the process ends, however it ends."""
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "w")  # noqa: SIM115 (closed below, after what the lock protects)
-  except (FileExistsError, NotADirectoryError, PermissionError) as error:
-    raise UserError(f"corpus.cache_dir is {path.parents[1]}, where nothing can be written ({error.strerror}); "
-                    "name a folder that can be made") from error
-  with file:
-    fcntl.flock(file, fcntl.LOCK_EX)
-    yield
 
 
 def _finished(cache: pathlib.Path, pointer: pathlib.Path) -> pathlib.Path | None:

@@ -11,6 +11,7 @@ import importlib.util
 import itertools
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -23,6 +24,7 @@ import numpy as np
 from jax._src import distributed
 from jax.experimental import multihost_utils
 
+from policylong import ending, oserrors
 from policylong.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -44,7 +46,8 @@ def joined(coordinator_address: str | None, num_processes: int | None, process_i
            simulated_devices: int) -> Iterator[None]:
   """Joins the processes of a run; must be entered before any device is touched.
 
-  Inside, a process that fails takes the others with it: they say why and exit with code 1.
+  Inside, a process that fails takes the others with it: they say why and exit with code 1. So does one that a signal
+  asks to leave, with the signal's code, unless it is to end in order (`ending.deferred`).
 
   Args:
     coordinator_address: host:port of process 0. None, as the next two: the hosts of a TPU pod find each
@@ -70,11 +73,11 @@ def joined(coordinator_address: str | None, num_processes: int | None, process_i
   follower = threading.Thread(target=_follow, args=(leaving,), daemon=True)
   follower.start()
   try:
-    yield
+    with ending.telling(_leave_with_the_others):
+      yield
   except BaseException as error:
     leaving.acquire()  # never given back: where another process failed first, `_follow` ends this one
-    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}, see what it said"
-    _client().key_value_set(_FAILED, f"process {index()} of {count()} failed: {reason}", allow_overwrite=True)
+    _tell_failure(*_told(error))
     raise
   else:
     leaving.acquire()
@@ -106,7 +109,7 @@ def share(items: int) -> range:
 def barrier(name: str) -> None:
   """Returns when all processes are here. What they wrote before is on the shared storage."""
   if count() > 1:
-    _client().wait_at_barrier(f"policylong/{next(_numbers)}/{name}", timeout_in_ms=1000 * _PATIENCE)
+    client().wait_at_barrier(f"policylong/{next(_numbers)}/{name}", timeout_in_ms=1000 * _PATIENCE)
 
 
 @contextlib.contextmanager
@@ -175,7 +178,8 @@ def _check(coordinator_address, num_processes, process_id, simulated_devices) ->
 def _connect(coordinator_address, num_processes, process_id) -> None:
   """Finds the other processes."""
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
-  jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for a notice and go on
+  # It would take SIGTERM for a notice and go on; `steps` ends training in order.
+  jax.config.update("jax_enable_preemption_service", False)
   log.info("waiting for the other processes, at most %d s", _START)
   if process_id:
     _wait_for_first(coordinator_address)
@@ -217,21 +221,59 @@ def _on_tpu_pod() -> bool:
   return bool(chips) and "TPU_SKIP_MDS_QUERY" not in os.environ
 
 
-def _client() -> Any:
+def end(sentence: str) -> None:
+  """Ends this process and the others with code 1, from any thread. Not collective."""
+  if client() is not None:
+    with contextlib.suppress(Exception):  # the others will miss its heartbeat
+      _tell_failure(sentence)
+  print(f"error: {sentence}", file=sys.stderr, flush=True)
+  os._exit(1)  # a run may be killed at any instant
+
+
+def client() -> Any:
+  """JAX's client of the processes' common service; None where there is one process. Not collective."""
   # JAX has no public name for it, and only its barriers wait as long as we want: Orbax takes it from here too.
   return distributed.global_state.client
+
+
+def _told(error: BaseException) -> tuple[str, int]:
+  """What the others are told of this process's end: (why, the code that they end with)."""
+  if isinstance(error, ending.Terminated | KeyboardInterrupt):
+    number = ending.requested() or signal.SIGINT
+    return ending.sentence(number), ending.CODES[number]
+  if isinstance(error, UserError):
+    return str(error), 1
+  return oserrors.sentence(error) or f"{type(error).__name__}, see what it said", 1
+
+
+def _tell_failure(reason: str, code: int = 1) -> None:
+  happened = "failed: " if code == 1 else "was "
+  client().key_value_set(_FAILED, f"{code} {index()} process {index()} of {count()} {happened}{reason}",
+                         allow_overwrite=True)
+
+
+def _leave_with_the_others(number: signal.Signals) -> None:
+  """This process was asked to leave: so are the others, at once or (`steps`) after the step that all agree on."""
+  if not ending.is_deferred():
+    _tell_failure(ending.sentence(number), ending.CODES[number])
 
 
 def _follow(leaving: threading.Lock) -> None:
   """Ends this process when another one fails: its main thread may wait for that one in native code.
 
-  A run may be killed at any instant, so nothing needs to be put in order here.
+  A run may be killed at any instant, so nothing needs to be put in order here. But the first process, which holds the
+  lock of the working directory, is asked as the other one was where it can still leave as asked.
   """
   try:
-    reason = _client().blocking_key_value_get(_FAILED, 1000 * _PATIENCE)
+    code, process, reason = client().blocking_key_value_get(_FAILED, 1000 * _PATIENCE).split(" ", 2)
   except Exception:  # of several kinds: this process has left, or JAX itself ends it as the first one is gone
     return
-  if leaving.acquire(blocking=False):
+  if int(process) == index():
+    return
+  asked = next((number for number, wanted in ending.CODES.items() if wanted == int(code)), None)
+  if asked and is_first() and not ending.is_deferred():
+    os.kill(os.getpid(), asked)
+  elif leaving.acquire(blocking=False):
     print(f"error: {reason}", file=sys.stderr, flush=True)
     jax.distributed.shutdown()
-    os._exit(1)
+    os._exit(int(code))

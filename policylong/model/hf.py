@@ -27,6 +27,7 @@ from policylong.model.names import NAMES, Tensor, ignored, lookup, our_shape, te
 from policylong.model.qwen import ModelConfig, Params, abstract_params
 from policylong.model.vocabulary import write_end_tokens
 from policylong.storage.progress import Bar
+from policylong.storage.regular import check_regular
 from policylong.storage.workdir import new_directory
 
 _INDEX = "model.safetensors.index.json"
@@ -56,6 +57,7 @@ def read_model_config(path: str | os.PathLike) -> ModelConfig:
     UserError: nothing readable is there, the architecture is unknown, or it uses what is not supported.
   """
   path = pathlib.Path(path)
+  check_regular(path)
   if path.is_dir():
     return _with_its_head(path, hf_config.read_config(path))
   return gguf_file.read_config(path)

@@ -23,6 +23,7 @@ from policylong.model.tokenizer import load_tokenizer, tokenizer_of
 from policylong.model.vocabulary import end_tokens, write_end_tokens
 from policylong.storage import hub
 from policylong.storage.checksums import sha256_of_files
+from policylong.storage.regular import check_regular
 from policylong.storage.workdir import Workdir, read_json
 
 _MODEL, _TOKENIZER = "model.json", "tokenizer"
@@ -62,6 +63,7 @@ def open_model(path: str | os.PathLike, sha256: str = "", base_model: str | None
       loading raises it for damaged weights.
   """
   path = pathlib.Path(hub.folder(path))
+  check_regular(path)
   run, orbax = is_run(path), (path / _MODEL).exists()
   if base_model is not None and not run:
     raise UserError(f"--base_model is {base_model}, and {path} is no run, which started from one: leave it out")

@@ -9,6 +9,7 @@ from policylong import config as config_lib
 from policylong.retrieval.hashed import HashedNgrams
 from policylong.retrieval.minilm import MiniLM
 from policylong.retrieval.qwen_embedder import QwenEmbedder
+from policylong.storage.regular import check_regular
 
 
 class Embedder(Protocol):
@@ -39,6 +40,7 @@ def make_embedder(config: config_lib.Retrieval) -> Embedder:
   """
   if config.embedder == "hashed":
     return HashedNgrams()
+  check_regular(config.embedder_path)
   settings: dict[str, Any] = {"sha256": config.embedder_sha256, "max_tokens": config.embedder_max_tokens,
               "batch": config.embedder_batch}
   if config.embedder == "qwen3":

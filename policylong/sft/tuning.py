@@ -9,6 +9,7 @@
 Training is that of the loop, as one round. `run` may be killed at any instant and called again.
 """
 
+import contextlib
 import logging
 import pathlib
 import tempfile
@@ -19,6 +20,7 @@ import numpy as np
 from etils import epath
 
 from policylong import config as config_lib
+from policylong import door
 from policylong.corpus.conversations import EMPTY_ANSWER, Conversation, read_conversations
 from policylong.corpus.files import find_files, size_of
 from policylong.devices import hosts
@@ -27,7 +29,7 @@ from policylong.errors import UserError
 from policylong.model import identity
 from policylong.model.chat import Chat, Example, NotRendered
 from policylong.model.stored import StoredModel, describe, open_model
-from policylong.storage import hub, progress
+from policylong.storage import hub, lock, progress
 from policylong.storage.progress import Bar
 from policylong.storage.workdir import Workdir, read_json, write_atomically, write_json
 from policylong.synthesis.packing import pack
@@ -52,19 +54,21 @@ def run(config: config_lib.FineTuning, directory) -> dict:
     UserError: bad input of any kind, in one sentence, before expensive work where that is possible.
   """
   workdir = Workdir(directory)
-  with hosts.first_before_others("claim"):
-    workdir.claim(config, hosts.is_first())
-  if hosts.agreed(workdir.final_json.exists()):
-    if hosts.is_first():
-      log.info("%s: the fine-tuning is done; nothing to do", workdir.directory)
+  with lock.held(workdir.lock, str(workdir.directory), follows=not hosts.is_first(), lost=hosts.end):
+    with hosts.first_before_others("claim"):
+      workdir.claim(config, hosts.is_first())
+    if hosts.agreed(workdir.final_json.exists()):
+      if hosts.is_first():
+        log.info("%s: the fine-tuning is done; nothing to do", workdir.directory)
+      return read_json(workdir.final_json)
+    with (progress.told(workdir.progress, hosts.index(), hosts.count()), wandb_run.opened(config, workdir),
+          contextlib.ExitStack() as closing):
+      _tune(config, workdir, closing)
     return read_json(workdir.final_json)
-  with progress.told(workdir.progress, hosts.index(), hosts.count()), wandb_run.opened(config, workdir):
-    _tune(config, workdir)
-  return read_json(workdir.final_json)
 
 
-def _tune(config: config_lib.FineTuning, workdir: Workdir) -> None:
-  """Every stage that is not over yet; final.json is written last."""
+def _tune(config: config_lib.FineTuning, workdir: Workdir, closing: contextlib.ExitStack) -> None:
+  """Every stage that is not over yet; final.json is written last. `closing` closes what must be, however they end."""
   with hosts.first_before_others("hub"):
     path = hub.folder(config.model.path, workdir.hub_json)
   model = open_model(path, config.model.sha256)
@@ -79,7 +83,9 @@ def _tune(config: config_lib.FineTuning, workdir: Workdir) -> None:
     log_counts(counts, config)
   training = config.training.as_training(counts["sequences"])
   length = config.data.sequence_length
-  trainer = Trainer(training, model.config, mesh, workdir, length=length, rounds=1, seed=config.seed)
+  trainer = closing.enter_context(Trainer(
+      training, model.config, mesh, workdir, length=length, rounds=1, seed=config.seed))
+  door.check_training(training, trainer.abstract, workdir, rounds=1, sequences=0, length=length)  # they are written
   state = trainer.restore_latest() or trainer.initial(model.load(np.float32, mesh))
   held_out = None
   if counts["held_out_sequences"]:
@@ -101,7 +107,6 @@ def _tune(config: config_lib.FineTuning, workdir: Workdir) -> None:
     if after is not None:
       write_scalars(workdir, int(state.step), {"held_out/loss": after})
     write_json(workdir.final_json, {"step": int(state.step), "held_out": found})
-  trainer.close()
   hosts.barrier("done")
 
 

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from etils import epath
 from tqdm import tqdm
 
+from policylong import ending
 from policylong.errors import UserError
 from policylong.storage.workdir import write_json
 
@@ -194,4 +195,6 @@ def _reason(error: BaseException) -> str:
     return str(error)
   if isinstance(error, KeyboardInterrupt):
     return "interrupted"
+  if isinstance(error, ending.Terminated):
+    return "told to end (SIGTERM)"
   return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}".rstrip(": ")

@@ -19,10 +19,12 @@ The only module that knows the folder layout:
   metrics.jsonl, tensorboard/, report/index.html
   wandb.json, wandb/             the run's id on Weights & Biases, and its files; where the config names a project
   progress/<process>.json        how far each process is; gone when the run is done
+  lock/                          who works in the folder; there while somebody does
 
 and of a fine-tuning's:
 
-  config.json, origin.json, base_model.json, checkpoints/, metrics.jsonl, tensorboard/, wandb/, progress/   as above
+  config.json, origin.json, base_model.json, checkpoints/, metrics.jsonl, tensorboard/, wandb/, progress/, lock/
+                                 as above
   model/                         what the checkpoints are weights of: model.json, tokenizer/
   sequences/                     array_record: the packed conversations; held_out/: those that are not trained on
   sequences/DONE.json            counts; written last
@@ -33,6 +35,7 @@ and of a fine-tuning's:
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -42,17 +45,25 @@ from collections.abc import Iterator
 from etils import epath
 
 from policylong import config as config_lib
-from policylong import paths
+from policylong import oserrors, paths
 from policylong.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def write_atomically(path: epath.Path, data: bytes) -> None:
   """Writes a file whole or not at all: a temporary beside it, then a rename over what was there."""
   path = epath.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.name}.tmp")
-  temporary.write_bytes(data)
-  temporary.replace(path)
+  with oserrors.about(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+      temporary.write_bytes(data)
+      temporary.replace(path)
+    except OSError:
+      with contextlib.suppress(OSError):  # what it holds is no use, and its room may be
+        temporary.unlink(missing_ok=True)
+      raise
 
 
 @contextlib.contextmanager
@@ -108,6 +119,16 @@ def listed(directory: epath.Path) -> list[epath.Path]:
     return sorted(directory.iterdir())
   except OSError:
     return []
+
+
+# What a start writes before any work, by name.
+_FIRST = ("config.json", "origin.json", "base_model.json", "hub.json", "corpus.json", "wandb.json", "wandb", "lock",
+          "progress")
+
+
+def _has_file(path: epath.Path) -> bool:
+  """Whether it is a file, or a folder with one in it."""
+  return any(map(_has_file, listed(path))) if path.is_dir() else True
 
 
 class Round:
@@ -193,6 +214,7 @@ class Workdir:
     self.metrics = self.directory / "metrics.jsonl"
     self.tensorboard = self.directory / "tensorboard"
     self.progress = self.directory / "progress"
+    self.lock = self.directory / "lock"
     self.hub_json = self.directory / "hub.json"
     self.corpus_json = self.directory / "corpus.json"
     self.final_json = self.directory / "final.json"
@@ -223,17 +245,35 @@ class Workdir:
                       "be one folder that all hosts share")
     text = config_lib.to_json(config)
     if path.exists():
-      found = read_json(path)
-      if difference := config_lib.differences(_expanded(found), _expanded(json.loads(text))):
+      difference = config_lib.differences(_expanded(read_json(path)), _expanded(json.loads(text)))
+      if not difference:
+        return
+      if not first or self._made():
         raise UserError(f"{self.directory} belongs to another config; choose another --workdir or undo: "
                         + "; ".join(difference))
-      return
+      log.warning("%s: nothing was made with its config yet, so this one takes its place: %s", self.directory,
+                  "; ".join(difference))
+      self._forget()
     # A kill during the very first writes leaves only these, which are ours.
-    ours = (self.origin_json.name, f".{self.origin_json.name}.tmp", f".{path.name}.tmp")
-    if self.directory.exists() and any(p.name not in ours for p in self.directory.iterdir()):
+    ours = (self.origin_json.name, f".{self.origin_json.name}.tmp", f".{path.name}.tmp", self.lock.name)
+    if not path.exists() and any(p.name not in ours for p in listed(self.directory)):
       raise UserError(f"{self.directory} is not empty and has no config.json: choose another --workdir")
     write_json(self.origin_json, {"folder": os.getcwd()})
     write_atomically(path, text.encode())
+
+  def _made(self) -> bool:
+    """Whether there is any file that work was done for: more than what a start writes before it."""
+    begun = () if self.sequences_json.exists() else (self.model.name, self.sequences.name)
+    return any(path.name not in (*_FIRST, *begun) and not path.match(".*.tmp") and _has_file(path)
+               for path in listed(self.directory))
+
+  def _forget(self) -> None:
+    """Removes what a start found of what its config named."""
+    for path in (self.base_model_json, self.hub_json, self.corpus_json):
+      path.unlink(missing_ok=True)
+    for path in (self.model, self.sequences):
+      if path.exists():
+        path.rmtree()
 
   @property
   def started_in(self) -> str:

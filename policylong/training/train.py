@@ -4,6 +4,7 @@ Steps are counted over the whole run: round r = 1 .. rounds owns steps (r - 1) n
 n = steps_per_round; with `max_staleness` 0 the state after step (r - 1) n is the policy that chose its sequences.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -14,7 +15,9 @@ from absl import logging
 from etils import epath
 
 from policylong import config as config_lib
+from policylong import ending
 from policylong.devices import hardware, hosts
+from policylong.devices.steps import Steps
 from policylong.errors import UserError
 from policylong.model.qwen import ModelConfig, Params
 from policylong.storage.progress import Bar
@@ -73,6 +76,11 @@ class Trainer:
                                     keep=lambda step: step % training.steps_per_round == 0)
     self._cursor: _Cursor | None = None
     self._compiled: jax.stages.Compiled | None = None
+
+  @property
+  def abstract(self) -> TrainState:
+    """Shapes, dtypes and shardings of the state."""
+    return self._abstract
 
   def initial(self, params: Params) -> TrainState:
     """The state before the first step. Takes the float32 parameters over: the caller's are gone."""
@@ -142,28 +150,50 @@ class Trainer:
       return self._steps(state, (start, last), train_step, batches, report, log, bar)
 
   def close(self) -> None:
-    """Waits for the last save; raises OSError if the disk was full."""
+    """Waits for the last save and ends the threads of its checkpoints; raises OSError if the disk was full."""
     self._checkpoints.close()
 
+  def __enter__(self) -> "Trainer":
+    return self
+
+  def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+    with contextlib.suppress(*(Exception,) if kind else ()):  # what went wrong first is what is said
+      self.close()
+
   def _steps(self, state, span, train_step, batches, report, log, bar) -> TrainState:
-    """The loop. Step k's numbers are fetched while k + 1 computes, so the devices never wait for the host."""
+    """The loop. Step k's numbers are fetched while k + 1 computes, so the devices never wait for the host.
+
+    Where a signal asks to leave, the step under way is finished and saved before that.
+    """
     start, last = span
-    pending = None
+    saved, pending = start, None
     report.restart_clock()
-    for step in range(start + 1, last + 1):
-      state, metrics = train_step(state, next(batches))
+    with Steps(start) as steps:
+      for step in range(start + 1, last + 1):
+        if not steps.may_begin(step):
+          break
+        state, metrics = train_step(state, next(batches))
+        if pending:
+          self._settle(*pending, report, log, bar)
+        pending = (step, metrics)
+        if step == last or step % self._training.checkpoint_every == 0:
+          saved, pending = self._settle_and_save(pending, state, batches, report, log, bar), None
       if pending:
-        self._settle(*pending, report, log, bar)
-      pending = (step, metrics)
-      if step == last or step % self._training.checkpoint_every == 0:
-        # Before the save: a state that is not finite must not become a checkpoint.
-        self._settle(*pending, report, log, bar)
-        pending = None
-        self._save(step, state, batches)
-        report.restart_clock()
-    # The caller will mark the round as done: its checkpoint must be whole by then.
-    self._checkpoints.wait()
+        saved = self._settle_and_save(pending, state, batches, report, log, bar)
+      # The caller will mark the round as done, or the process ends: the checkpoint must be whole by then, everywhere.
+      self._checkpoints.wait()
+      hosts.barrier("saved")
+      if ending.requested():
+        logging.info("step %d is the last one for now: its checkpoint is whole", saved)
     return state
+
+  def _settle_and_save(self, pending: tuple[int, Metrics], state: TrainState, batches: Batches, report: "_Report",
+                       log: MetricsLog, bar: Bar) -> int:
+    """Saves after a step, which it returns; not before its numbers: what is not finite must not become a checkpoint."""
+    self._settle(*pending, report, log, bar)
+    self._save(pending[0], state, batches)
+    report.restart_clock()
+    return pending[0]
 
   def _settle(self, step: int, metrics: Metrics, report: "_Report", log: MetricsLog, bar: Bar) -> None:
     """Waits for a step, judges its numbers and writes them down."""

@@ -43,7 +43,7 @@ def run(config, workdir, processes, kill=(0, ""), own=lambda process: {}, **sett
 
 def run_together(modules, workdir):
   """Runs modules with their arguments as the processes of one run; returns [(exit code, stderr)]."""
-  environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+  environment = run_environment()
   address, processes = free_address(), len(modules)
   running, logs = [], [Path(f"{workdir}.{process}.log") for process in range(processes)]
   for process, arguments in enumerate(modules):
@@ -58,6 +58,11 @@ def run_together(modules, workdir):
         process.kill()
     time.sleep(0.02)
   return [(process.returncode, log.read_text()) for process, log in zip(running, logs)]
+
+
+def run_environment():
+  """Without the devices that the tests simulate for themselves."""
+  return {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
 
 
 def free_address():
@@ -143,6 +148,20 @@ def test_a_mistake_in_one_process_ends_all_with_its_sentence(folder, tmp_path):
   assert sentence.splitlines()[-1].startswith("error: ") and "screening.alpha: 1.0 -> 2.0" in sentence
   assert told.splitlines()[-1] == sentence.splitlines()[-1].replace("error: ", "error: process 1 of 2 failed: ")
   assert "Traceback" not in told + sentence
+
+
+@pytest.mark.slow
+def test_told_to_end_in_one_process_all_end_with_its_code_and_the_run_goes_on_to_the_same_bytes(folder, one):
+  for process, where in ((1, "scan:1"), (0, "training:1")):
+    ended = run(folder / "small.py", folder / "told", 2, kill=(process, f"{where}:TERM"))
+    assert [code for code, _ in ended] == [143, 143], ended
+    assert all(log.splitlines()[-1].endswith("told to end (SIGTERM); start the same command again to go on")
+               for _, log in ended), ended
+  # Of training what was made is kept.
+  assert max(int(path.name) for path in (folder / "told" / "checkpoints").glob("[0-9]*")) >= 1
+  ended = run(folder / "small.py", folder / "told", 2)
+  assert [code for code, _ in ended] == [0, 0], ended
+  check_same(one, folder / "told")
 
 
 def test_a_process_that_is_told_to_end_ends():

@@ -21,12 +21,37 @@ def test_the_same_config_claims_again_and_another_is_refused_with_the_difference
   folder = workdir.Workdir(tmp_path / "run")
   folder.claim(_config())
   folder.claim(_config())
+  folder.metrics.write_text("{}\n")
   with pytest.raises(UserError, match=r"another config.*seed: 0 -> 7"):
     folder.claim(_config(seed=7))
   values = get_config().to_dict()
   values["training"]["document_masking"] = True
   with pytest.raises(UserError, match=r"another config.*training\.document_masking: False -> True"):
     folder.claim(config_lib.parse(values))
+
+
+def test_where_nothing_was_made_yet_the_corrected_config_is_taken(tmp_path, caplog):
+  folder = workdir.Workdir(tmp_path / "run")
+  folder.claim(_config())
+  for path in (folder.base_model_json, folder.corpus_json, folder.progress / "0.json", folder.lock / "a.json"):
+    workdir.write_json(path, {})
+  folder.checkpoints.mkdir()
+  folder.claim(_config(seed=7))
+  assert workdir.read_json(folder.config_json)["seed"] == 7 and "seed: 0 -> 7" in caplog.text
+  # What the first start found of its model and corpus goes with its config.
+  assert not folder.base_model_json.exists() and not folder.corpus_json.exists()
+  with pytest.raises(UserError, match="seed: 7 -> 8"):  # the other processes only check
+    folder.claim(_config(seed=8), first=False)
+
+
+@pytest.mark.parametrize("made", ["rounds/0/evaluation/results.json", "checkpoints/2/meta", "sequences/DONE.json",
+                                  "rounds/1/shards/scan-00000.parquet", "metrics.jsonl"])
+def test_where_something_was_made_another_config_is_refused(tmp_path, made):
+  folder = workdir.Workdir(tmp_path / "run")
+  folder.claim(_config())
+  workdir.write_json(folder.directory / made, {})
+  with pytest.raises(UserError, match="seed: 0 -> 7"):
+    folder.claim(_config(seed=7))
 
 
 def test_a_folder_with_other_things_is_not_taken(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from tiny_training import LENGTH, TINY, tiny_params
 
+from policylong import ending
 from policylong.training.metrics import drop_steps_after
 from policylong.training.train import TrainingDiverged
 
@@ -89,6 +91,32 @@ def test_a_run_stopped_anywhere_ends_with_the_bits_of_one_that_was_not(make_trai
   state = trainer.train_round(state, 2, sequences)
   assert (bits(state), metrics_of(trainer)) == uninterrupted
   assert bits(make_trainer("stopped").restore_latest()) == uninterrupted[0]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 6])
+def test_told_to_end_a_step_is_finished_and_saved_and_the_run_goes_on_from_it(
+    make_trainer, sequences, uninterrupted, monkeypatch, steps):
+  monkeypatch.setattr(ending._State, "requested", None)
+  trainer = make_trainer("stopped")
+  compiled, done = trainer._compile(), 0
+
+  def step(state, tokens):
+    nonlocal done
+    done += 1
+    if done == steps:
+      ending.request(signal.SIGTERM)
+    return compiled(state, tokens)
+
+  trainer._compiled = step
+  with pytest.raises(ending.Terminated):
+    trainer.train_round(trainer.initial(tiny_params()), 1, sequences)
+  assert done == steps == trainer._checkpoints.latest_step()
+  monkeypatch.setattr(ending._State, "requested", None)
+  trainer = make_trainer("stopped")
+  state = trainer.restore_latest()
+  for round_index in (1, 2):
+    state = trainer.train_round(state, round_index, sequences)
+  assert (bits(state), metrics_of(trainer)) == uninterrupted
 
 
 def test_a_finished_round_is_left_alone(make_trainer, sequences):

@@ -1,0 +1,104 @@
+"""Runs commands in copies of one process that has imported what they need: that saves the seconds that importing takes.
+
+A copy sets up its own devices, and nothing that it does is seen by the next one. What it says goes to files.
+"""
+
+import importlib
+import os
+import pathlib
+import runpy
+import signal
+import sys
+import time
+import traceback
+import warnings
+from typing import NamedTuple, NoReturn
+
+# What commands import after their flags; no module that is run itself.
+LIBRARIES = ("transformers", "orbax.checkpoint", "grain", "pyarrow.parquet", "scann", "policylong.loop",
+             "policylong.sft.tuning", "policylong.model.stored", "policylong.commands.run",
+             "policylong.evaluation.benchmarks", "policylong.report.page", "tests.small_run", "tests.small_chat")
+
+
+class Ended(NamedTuple):
+  """How a command ended: exit code (negative: by that signal; None: it had to be killed), seconds, what it said; its
+  number, which is that of its process group.
+  """
+  code: int | None
+  seconds: float
+  out: str
+  err: str
+  pid: int = 0
+
+
+def prepare() -> None:
+  """Imports what copies need; nothing here may touch a device."""
+  warnings.filterwarnings("ignore", message=".*os.fork.*")
+  for name in LIBRARIES:
+    importlib.import_module(name)
+
+
+def run(module: str, arguments: list[str], folder: pathlib.Path, patience: float, whole: bool = False) -> Ended:
+  """Runs `python -m module arguments` in a copy of this process, which is killed after `patience` seconds.
+
+  Args:
+    module: to run.
+    arguments: of its command line.
+    folder: where the files go that hold what it says.
+    patience: in seconds.
+    whole: whether the copy ends as a process does, waiting for its threads; the caller's frames end with it.
+  """
+  out, err = folder / ".out", folder / ".err"
+  begin = time.monotonic()
+  child = os.fork()
+  if not child:
+    _become(module, arguments, out, err, whole)
+  code = None
+  while time.monotonic() - begin < patience:
+    pid, status = os.waitpid(child, os.WNOHANG)
+    if pid:
+      code = os.waitstatus_to_exitcode(status)
+      break
+    time.sleep(0.01)
+  else:
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+  return Ended(code, time.monotonic() - begin, *(path.read_text(errors="replace") for path in (out, err)), child)
+
+
+def group_is_gone(child: Ended) -> bool:
+  """Whether no process of its group is left."""
+  try:
+    os.killpg(child.pid, 0)
+  except ProcessLookupError:
+    return True
+  return False
+
+
+def _become(module: str, arguments: list[str], out: pathlib.Path, err: pathlib.Path, whole: bool) -> NoReturn:
+  """The copy's part."""
+  code = 1
+  try:
+    os.setpgid(0, 0)
+    for path, stream in ((out, 1), (err, 2)):
+      os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.argv = [module, *arguments]
+    if whole:
+      runpy.run_module(module, run_name="__main__", alter_sys=True)
+      sys.exit(0)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    code = 0
+  except SystemExit as error:
+    if whole:
+      raise
+    code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error.code, str):
+      print(error.code, file=sys.stderr)
+  except BaseException:
+    if whole:
+      raise
+    traceback.print_exc()
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)

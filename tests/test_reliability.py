@@ -1,0 +1,56 @@
+"""The batteries of benchmarks/reliability find what they should, and a small part of each is run here."""
+
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.reliability import forked, hostile, rounds
+from benchmarks.reliability.world import Case
+from tests.test_resume import REPOSITORY
+
+CASE = Case("a kind of mistake", "policylong.score", ())
+
+
+def run(module, folder, *flags):
+  return subprocess.run([sys.executable, "-m", f"benchmarks.reliability.{module}", f"--folder={folder}", *flags],
+                        capture_output=True, text=True, cwd=REPOSITORY, timeout=600)
+
+
+@pytest.mark.parametrize("code, err, wrong", [
+    (1, "error: the file is missing: name another one\n", ""),
+    (2, "usage: score [-h]\nscore.py: error: unrecognized arguments: --x\n", ""),
+    (2, "usage error: --config is missing (see --help)\n", ""),
+    (0, "", "exit code 0"), (-6, "", "exit code -6"), (139, "error: x\n", "exit code 139"), (None, "", "hangs"),
+    (1, "Traceback (most recent call last):\n  File\nValueError\n", "a stack trace"),
+    (1, "error: x\nTraceback (most recent call last):\n", "a stack trace"),
+    (1, "", "0 sentences"), (1, "error: one\nerror: two\n", "2 sentences")])
+def test_what_is_wrong_with_an_end_is_found(code, err, wrong):
+  assert hostile.wrong(CASE, forked.Ended(code, 1.0, "", err)).startswith(wrong)
+  assert bool(hostile.wrong(CASE, forked.Ended(code, 1.0, "", err))) is bool(wrong)
+
+
+@pytest.mark.parametrize("row, faults", [
+    (lambda i: {}, []), (lambda i: {"files": 9 + i}, ["files"]), (lambda i: {"threads": 3 + (i == 20)}, ["threads"]),
+    (lambda i: {"arrays": i * 4096}, ["arrays"]), (lambda i: {"memory": i * (3 << 20)}, ["memory, by 3.0 MiB a round"]),
+    (lambda i: {"memory": (i < 8) * i << 26}, [])])
+def test_what_grows_from_round_to_round_is_found(row, faults):
+  flat = {"memory": 1 << 30, "files": 9, "threads": 3, "arrays": 0}
+  assert rounds.grows([{**flat, **row(i)} for i in range(24)]) == faults
+
+
+def test_a_few_hostile_inputs_end_in_a_sentence(tmp_path):
+  ended = run("hostile", tmp_path, "--count=16", "--seed=7", "--real=0")
+  assert ended.returncode == 0 and "16 hostile inputs" in ended.stdout, ended.stdout + ended.stderr
+
+
+@pytest.mark.slow
+def test_rounds_in_one_process_hold_no_more_files_and_arrays(tmp_path):
+  ended = run("rounds", tmp_path, "--rounds=8")
+  assert ended.returncode == 0 and "8 rounds" in ended.stdout, ended.stdout + ended.stderr
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_ends_with_the_same_bytes(tmp_path):
+  ended = run("kills", tmp_path, "--kills=4")
+  assert ended.returncode == 0 and "0 runs ended differently" in ended.stdout, ended.stdout + ended.stderr
