@@ -8,7 +8,7 @@ import pathlib
 
 from setuptools import find_packages, setup
 
-TFDS = ["tensorflow-datasets>=4.9.8"]  # 4.9.7 imports TensorFlow
+TFDS = ["tensorflow-datasets>=4.9.10"]  # 4.9.7 imports TensorFlow, 4.9.8 cannot read with protobuf 7
 TENSORBOARD = ["tensorboardX>=2.6.1"]
 WANDB = ["wandb>=0.26"]
 HUB = ["datasets>=5.2"]  # the release that sources of kind hub were tried with

@@ -91,11 +91,11 @@ def screen(material, tmp_path_factory):
                   tokens_per_batch=screening.tokens_per_batch, bucket_multiple=screening.bucket_multiple)
   synthesis = config_lib.Synthesis(sequence_length=1024, separator="\n\n", negatives_per_positive=1)
 
-  def screened(begun=Promise.first(), **changes):
+  def screened(begun=None, **changes):
     round_, config = Workdir(folder / str(changes)).round(1), dataclasses.replace(screening, **changes)
     ground = Ground(config, synthesis, 2048, 0, ("roots",), corpus, tokenizer, chunk_tokens,
                     Retriever(config, 0, corpus, embedder, index, chunk_tokens))
-    Screener(ground, Policy(0, scorer)).screen(round_, 2, begun)
+    Screener(ground, Policy(0, scorer)).screen(round_, 2, begun or Promise.first())
     return {name: _named(tables.read(round_.table(name)).to_pylist())
             for name in ("roots", "anchors", "verdicts", "positives", "negatives")} | read_json(round_.judged_path)
   return screened
