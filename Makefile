@@ -50,14 +50,14 @@ tpu-compiler: .venv/tpu-compiler/done
 
 material: material/DONE
 
-material/DONE: .venv/done
+material/DONE: .venv/done policylong/material.py
 	$(BIN)/python -m policylong.material material
 	touch $@
 
 # The RULER benchmark, 30 MB: fetched for the tests, and by policylong.evaluate when it is first needed.
 ruler: material/ruler/DONE
 
-material/ruler/DONE: .venv/done
+material/ruler/DONE: .venv/done policylong/material.py
 	$(BIN)/python -m policylong.material --ruler material
 	touch $@
 

@@ -1,6 +1,6 @@
 """What a budget buys: tokens scored for what training reads, against the screening that verifies everything.
 
-  python -m benchmarks.screening [--worlds=planted,speeches] [--workdir=runs/screening]
+  python -m benchmarks.screening [--worlds=planted,code,speeches] [--workdir=runs/screening]
 
 Each world's roots are verified in full once, every row, by the real programs; what was read is kept in the work
 directory, and all that follows chooses among these readings with the real `Screener`. A right positive is a chunk

@@ -64,10 +64,24 @@ def truth_of_letters(round_: Round, accepted: Sequence[dict]) -> str:
           f"{len(source)} are its source")
 
 
+def code(folder: pathlib.Path) -> World:
+  """The demo's corpus."""
+  return _of_the_demo(folder, demo.get_config().corpus.sources)
+
+
 def speeches(folder: pathlib.Path) -> World:
-  """What the demo began with: State of the Union speeches among encyclopaedia leads."""
+  """A corpus with little to find: State of the Union speeches among encyclopaedia leads."""
+  return _of_the_demo(folder, (
+      {"name": "sotu", "kind": "text", "path": "material/sotu/[12][90]*.txt", "id_field": "", "text_field": "",
+       "split": ""},
+      {"name": "wiki", "kind": "jsonl", "path": "material/wiki-sample.jsonl", "id_field": "id", "text_field": "text",
+       "split": ""}))
+
+
+def _of_the_demo(folder: pathlib.Path, sources: tuple[dict, ...]) -> World:
+  """The demo's policy and settings, over more roots; those of the first source."""
   config = demo.get_config()
-  config.corpus.cache_dir = str(folder / "cache")
+  config.corpus.update({"sources": sources, "root_sources": (sources[0]["name"],), "cache_dir": str(folder / "cache")})
   config.screening.update({**EVIDENCE, "roots_per_round": 32, "roots_per_shard": 4, "top_k": 4})
   return make(config, sequences=8, budget=2.0)
 
@@ -91,4 +105,4 @@ def make(values, sequences: int, budget: float) -> World:
   return World(ground, Policy(0, scorer), sequences, budget)
 
 
-WORLDS = {"planted": planted, "speeches": speeches}
+WORLDS = {"planted": planted, "code": code, "speeches": speeches}

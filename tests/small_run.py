@@ -40,8 +40,10 @@ def small_config(folder: pathlib.Path):
   config.screening.update({
       # More roots than a round needs, and fewer rows than they have.
       "roots_per_round": 12, "roots_per_shard": 1, "budget": 4.0, "probe_share": 0.25, "root_tokens": 64,
-      "min_root_tokens": 32, "max_anchors_per_root": 4,
-      "max_chunk_tokens": 64, "tokens_per_batch": 512, "control_chunks": 3, "epsilon_from_control": 0.25})
+      "min_root_tokens": 32, "skip_tokens": 16, "max_anchors_per_root": 4,
+      "max_chunk_tokens": 64, "tokens_per_batch": 512, "control_chunks": 3, "epsilon_from_control": 0.25,
+      # A random policy: nothing makes a token likelier.
+      "evidence": "entropy", "loss_margin_from_control": None})
   config.synthesis.update({"sequence_length": 256, "negatives_per_positive": 1})
   config.training.update({"steps_per_round": 4, "batch_size": 2, "checkpoint_every": 2, "peak_learning_rate": 1e-2,
                           "compute_dtype": "float32"})

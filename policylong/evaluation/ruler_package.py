@@ -72,8 +72,7 @@ class Package:
   def __init__(self, directory: str | os.PathLike):
     self.directory = pathlib.Path(directory).absolute()
     check_installed()
-    if not (self.directory / "DONE").exists():
-      fetch_ruler(self.directory)
+    fetch_ruler(self.directory)
     self._code = self.directory / "long_context_eval"
 
   @functools.cached_property

@@ -88,6 +88,8 @@ def _header(run, stands, links, texts):
   seen = [*map(facts.summary, run.rounds), run.final]
   steps = [summary["policy_step"] for summary in seen if summary.get("policy_step") is not None]
   epsilons = [threshold(run.epsilon(round_)) for round_ in run.rounds if run.epsilon(round_) is not None]
+  margins = [decimal(margin) for margin in (facts.summary(round_).get("loss_margin") for round_ in run.rounds)
+             if margin is not None]
   entries = [
       ("Model", _name(model) if model else NONE, f"scored in {run.setting('model.scoring_dtype', NONE)}"),
       ("Corpus", plural(run.corpus["documents"], "document") if "documents" in run.corpus else NONE,
@@ -101,6 +103,8 @@ def _header(run, stands, links, texts):
           "standard deviations above a root's mean entropy"),
          ("ε, accepted gain", " → ".join(dict.fromkeys(epsilons)) or NONE, _epsilon_source(run))]
         if run.screened else []),
+      *([("Loss margin", f"{' → '.join(margins)} nats", "by which the token that stands there must become likelier")]
+        if margins else []),
       ("Sequence", f"{count(run.setting('synthesis.sequence_length'))} tokens",
        (f"roots of at most {count(run.setting('screening.root_tokens'))}" if run.screened else "exactly")
        + _begun(run) + "; masked: no document sees another" * bool(run.setting("training.document_masking"))
@@ -109,7 +113,8 @@ def _header(run, stands, links, texts):
   ]
   found = [entry for entry in map(health.to_find, map(facts.summary, run.rounds)) if entry]
   if found:
-    entries.append(("There was to find", " → ".join(word for word, _ in found), f"in the last round {found[-1][1]}"))
+    entries.append(("There was to find, by round", " → ".join(word for word, _ in found),
+                    f"in the last round {found[-1][1]}"))
   cells = [element("div", element("dt", name), element("dd", value, element("small", note)))
            for name, value, note in entries]
   warnings = [*_thresholds(run), *run.notes]

@@ -317,6 +317,16 @@ def test_thresholds_other_than_the_papers_are_called_small_scale_with_both_numbe
     assert both in warnings
 
 
+def test_how_much_there_was_to_find_and_by_what_margin_stands_at_the_top(tmp_path, page):
+  top = page.one("header").text
+  assert "There was to find, by round" in top and "Loss margin" not in top
+  fake_run.write(tmp_path, roots=4)
+  for index, margin in ((1, 1.484), (2, 0.52)):
+    path = tmp_path / "rounds" / str(index) / "DONE.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "loss_margin": margin}))
+  assert "Loss margin1.48 → 0.52 nats" in written(tmp_path).one("header").text
+
+
 def test_counts_that_differ_between_done_and_the_tables_are_found(tmp_path):
   fake_run.write(tmp_path, roots=6)
   path = tmp_path / "rounds" / "1" / "DONE.json"

@@ -36,12 +36,14 @@ def world(material, tokenizer, tmp_path_factory):
   lines = (material / "wiki-sample.jsonl").read_text().splitlines()[:400]
   (folder / "wiki.jsonl").write_text("\n".join(lines))
   values = get_config()
-  speeches, wiki = (dict(source) for source in values.corpus.sources)
-  speeches["path"], wiki["path"] = str(material / "sotu" / "195*.txt"), str(folder / "wiki.jsonl")
+  speeches = {"name": "sotu", "kind": "text", "path": str(material / "sotu" / "195*.txt"), "id_field": "",
+              "text_field": "", "split": ""}
+  wiki = {"name": "wiki", "kind": "jsonl", "path": str(folder / "wiki.jsonl"), "id_field": "id", "text_field": "text",
+          "split": ""}
   values.corpus.update({"sources": (speeches, wiki), "cache_dir": str(folder / "cache"), "root_sources": ()})
   values.retrieval.update({"embedder": "hashed", "embedder_path": "", "embedder_sha256": "", "index": "exact"})
   values.synthesis.sequence_length = LENGTH
-  values.screening.min_root_tokens = 32
+  values.screening.update({"min_root_tokens": 32, "skip_tokens": 16})
   config = config_lib.parse(values)
   corpus, embedder = open_corpus(config.corpus), make_embedder(config.retrieval)
   index = open_index(corpus, embedder, config.retrieval, config.corpus.cache_dir, 0)
