@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from policylong import paths
 from policylong.errors import UserError, run_command
 from policylong.model import hf, qwen, stored, tokenizer, vocabulary
-from policylong.storage.workdir import new_directory
+from policylong.storage.workdir import check_output, new_directory
 
 TEXT = ("The survey of 1923 counted 412 houses, three mills and one bridge. By the next spring the bridge was gone, "
         "and the ferryman's daughter had learned to row before she could read.\n\n"
@@ -98,6 +98,7 @@ def orbax_to_hf(source: pathlib.Path, output: pathlib.Path, dtype: jnp.dtype, ba
 def _refuse_existing(output: pathlib.Path) -> None:
   if output.exists():
     raise UserError(f"--output {output} is there already: give a directory that does not exist, or remove it")
+  check_output(output, "--output")
 
 
 def main() -> None:

@@ -34,6 +34,7 @@ from policylong.records import Document
 from policylong.screening.scorer import Scorer
 from policylong.storage import tables
 from policylong.storage.progress import Bar
+from policylong.storage.workdir import check_output
 
 _SCHEMA = pa.schema([("id", pa.string()), ("position", pa.int64()), ("token", pa.string()),
                      ("nll", pa.float32()), ("entropy", pa.float32())])
@@ -116,6 +117,7 @@ def main() -> None:
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                       help="of weights and activations; logits are float32 (default: %(default)s)")
   arguments = parser.parse_args()
+  check_output(arguments.output, "--output")
   hardware.spread_over_cores()
   table, skipped = score(arguments.model, arguments.input, dtype=arguments.dtype,
                          base_model=arguments.base_model)

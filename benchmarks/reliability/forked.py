@@ -6,6 +6,7 @@ A copy sets up its own devices, and nothing that it does is seen by the next one
 import importlib
 import os
 import pathlib
+import resource
 import runpy
 import signal
 import sys
@@ -18,6 +19,8 @@ from typing import NamedTuple, NoReturn
 LIBRARIES = ("transformers", "orbax.checkpoint", "grain", "pyarrow.parquet", "scann", "policylong.loop",
              "policylong.sft.tuning", "policylong.model.stored", "policylong.commands.run",
              "policylong.evaluation.benchmarks", "policylong.report.page", "tests.small_run", "tests.small_chat")
+# Bytes that a copy may take: what a hostile input makes of a command is not to take the machine down.
+_MEMORY = 6 << 30
 
 
 class Ended(NamedTuple):
@@ -83,6 +86,7 @@ def _become(module: str, arguments: list[str], out: pathlib.Path, err: pathlib.P
     for path, stream in ((out, 1), (err, 2)):
       os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
     sys.argv = [module, *arguments]
     if whole:
       runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -22,6 +22,7 @@ from policylong.aot import compiler
 from policylong.aot.programs import PROGRAMS
 from policylong.commands import config_flags
 from policylong.errors import UserError, run_command
+from policylong.storage.workdir import check_output
 
 flags.adopt_module_key_flags(config_flags)
 _TOPOLOGY = flags.DEFINE_string("topology", None, "What to compile for, e.g. v5p:4x4x4.")
@@ -62,7 +63,7 @@ def main() -> None:
     raise UserError(f"--program is empty: name one or more of {', '.join(PROGRAMS)}")
   output = _JSON.value and paths.local(_JSON.value)
   if output:
-    output.parent.mkdir(parents=True, exist_ok=True)
+    check_output(output, "--json")
   found = []
   for program in _PROGRAM.value:
     found.append(compiler.compile_program(config_flags.config_name(), config, _TOPOLOGY.value, program))

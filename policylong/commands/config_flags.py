@@ -1,5 +1,6 @@
 """The flags of the commands that take a config: --config=FILE.py[:argument], --config.a.field=value, --print_config."""
 
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -52,7 +53,9 @@ def parse(help_text: str, required: Sequence[str]) -> None:
     print(help_text + "\n" + flags.FLAGS.main_module_help())
     sys.exit(0)
   try:
-    rest = flags.FLAGS(_with_home(sys.argv))
+    arguments = _with_home(sys.argv)
+    _check_file(arguments)
+    rest = flags.FLAGS(arguments)
     if len(rest) > 1:
       raise flags.Error(f"unexpected argument {rest[1]!r}")
     for name in ("config",) if _PRINT.value else required:
@@ -73,6 +76,18 @@ def parse(help_text: str, required: Sequence[str]) -> None:
     sentence = " ".join((sentence or str(error)).replace("\\n", " ").replace("\\'", "'").split())
     print(f"usage error: {sentence} (see --help)", file=sys.stderr)
     sys.exit(2)
+
+
+def _check_file(arguments: Sequence[str]) -> None:
+  """Refuses a config file that is no file before the flags read it: a FIFO is waited for, a device may never end."""
+  for before, argument in zip(["", *arguments], arguments):
+    flag, equals, value = argument.partition("=")
+    if not equals and before in ("--config", "-config"):
+      flag, value = before, argument
+    path = pathlib.Path(value.partition(":")[0])
+    if flag in ("--config", "-config") and os.path.exists(path) and not path.is_file():
+      raise flags.Error(f"--config is {path}, which is {'a folder' if path.is_dir() else 'no regular file'}; a config "
+                        "file is wanted")
 
 
 def _file() -> str:

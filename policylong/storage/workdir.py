@@ -66,6 +66,21 @@ def write_atomically(path: epath.Path, data: bytes) -> None:
       raise
 
 
+def check_output(path: str | os.PathLike, flag: str) -> None:
+  """Whether a file or folder can be made at a path, before the work that it is to hold.
+
+  Raises:
+    UserError: it is empty, or a folder is there.
+    OSError: nothing can be written there.
+  """
+  target = epath.Path(path)
+  if not target.name or target.is_dir():
+    raise UserError(f"{flag} is {f'{os.fspath(path)}, a folder' if os.fspath(path) else 'empty'}: name a file that is "
+                    "to be made")
+  write_atomically(probe := target.with_name(f".{target.name}.probe"), b"")
+  probe.unlink()
+
+
 @contextlib.contextmanager
 def new_directory(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
   """A local folder that is there whole or not at all: the block fills a temporary beside it, renamed at the end.

@@ -83,6 +83,17 @@ def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path, monkeypatch, caps
   assert workdir.read_json(path) == {"a": 1}
 
 
+def test_an_output_that_cannot_be_made_is_told_before_the_work(tmp_path):
+  workdir.check_output(tmp_path / "deep" / "output", "--output")
+  assert list((tmp_path / "deep").iterdir()) == []
+  for path, words in (("", "--output is empty"), (tmp_path, "a folder"), (".", "a folder")):
+    with pytest.raises(UserError, match=words):
+      workdir.check_output(path, "--output")
+  (tmp_path / "file").write_text("")
+  with pytest.raises(OSError, match=r"file/output|Not a directory|exists"):
+    workdir.check_output(tmp_path / "file" / "output", "--output")
+
+
 def test_records_survive_a_table_and_equal_records_give_equal_bytes(tmp_path):
   verdict = Verdict("d", 3, "c#0-9", "retrieved", 0, 0.5, 4.0, 1.0, 5.0, 2.0, 0.75, True, 12)
   paths = [workdir.epath.Path(tmp_path / name) for name in ("a.parquet", "b.parquet")]
