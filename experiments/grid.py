@@ -32,9 +32,10 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--grid", type=paths.expand, required=True, metavar="FILE.py",
                       help="the grid, e.g. experiments/comparison.py")
-  parser.add_argument("--workdir", required=True, type=paths.local, help="where the runs and the table go")
+  parser.add_argument("--workdir", required=True, type=paths.flag, help="where the runs and the table go")
   parser.add_argument("--cell", metavar="NAME-seedN", help="run this one alone, in this process, and write no table")
   arguments = parser.parse_args()
+  arguments.workdir = pathlib.Path(arguments.workdir)
   grid = read_grid(arguments.grid)
   if grid.prepare:
     with told(arguments.grid):

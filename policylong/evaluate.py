@@ -49,7 +49,7 @@ def _lengths(text: str) -> tuple[int, ...]:
 
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--model", type=paths.expand, required=True, help="what is scored, see above")
+  parser.add_argument("--model", type=paths.flag, required=True, help="what is scored, see above")
   parser.add_argument("--base_model", type=paths.expand,
                       help="where the model that a run started from is now, if it has moved since")
   parser.add_argument("--tasks", required=True, help="task names with commas between them")

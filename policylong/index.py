@@ -111,8 +111,8 @@ def _parser() -> argparse.ArgumentParser:
   with_defaults: dict[str, Any] = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
 
   builder = commands.add_parser("build", help="embed the documents of a JSONL file", **with_defaults)
-  builder.add_argument("--input", type=paths.expand, required=True, help="JSONL file, {id, text} a line")
-  builder.add_argument("--output", type=paths.expand, required=True,
+  builder.add_argument("--input", type=paths.flag, required=True, help="JSONL file, {id, text} a line")
+  builder.add_argument("--output", type=paths.flag, required=True,
                        help="folder for the chunks, their vectors and the index")
   builder.add_argument("--embedder", choices=("minilm", "qwen3", "hashed"), default="minilm", help="what embeds")
   builder.add_argument("--embedder-path", type=paths.expand, default="material/minilm",
@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
   builder.set_defaults(run=build)
 
   searcher = commands.add_parser("search", help="print the best chunks", **with_defaults)
-  searcher.add_argument("--index", type=paths.expand, required=True, help="folder that build wrote")
+  searcher.add_argument("--index", type=paths.flag, required=True, help="folder that build wrote")
   what = searcher.add_mutually_exclusive_group(required=True)
   what.add_argument("--query", help="one query")
   what.add_argument("--queries", type=paths.expand, help="JSONL file of queries, {id, text} a line")

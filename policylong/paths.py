@@ -4,6 +4,7 @@ Whatever comes in by a flag goes through `expand`, and a config's fields of type
 (`config.parse`). URLs (gs://...) stay as they are, and a name that is there as it is written is never a pattern.
 """
 
+import argparse
 import glob
 import os
 import pathlib
@@ -19,6 +20,13 @@ Path = typing.NewType("Path", str)
 def expand(path: str) -> str:
   """The path with the home folder for a leading ~ or ~user; all else, and an URL, as it is."""
   return path if is_url(path) else os.path.expanduser(path)
+
+
+def flag(text: str) -> str:
+  """`expand`, as the type of an argparse flag: an empty one, which would stand for the current folder, is refused."""
+  if not text:
+    raise argparse.ArgumentTypeError("it is empty; name a path")
+  return expand(text)
 
 
 def local(path: str) -> pathlib.Path:

@@ -108,12 +108,12 @@ def _in_words(skipped: dict[str, int]) -> str:
 def main() -> None:
   """The command."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--model", type=paths.expand, required=True,
+  parser.add_argument("--model", type=paths.flag, required=True,
                       help="an HF directory, a GGUF file, hf://ORG/NAME, a run or one of its checkpoints")
   parser.add_argument("--base_model", type=paths.expand,
                       help="where the model that a run started from is now, if it has moved since")
-  parser.add_argument("--input", type=paths.expand, required=True, help="JSONL file, {id, text} a line")
-  parser.add_argument("--output", type=paths.expand, required=True, help="Parquet file to write")
+  parser.add_argument("--input", type=paths.flag, required=True, help="JSONL file, {id, text} a line")
+  parser.add_argument("--output", type=paths.flag, required=True, help="Parquet file to write")
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                       help="of weights and activations; logits are float32 (default: %(default)s)")
   arguments = parser.parse_args()

@@ -334,8 +334,8 @@ def _flat(values: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
       yield prefix + name, value
 
 
-# Fields in which a negative number has a meaning, or none is refused where it is read.
-_SIGNED = ("mesh.data", "mesh.fsdp", "mesh.context", "mesh.tensor")
+# Fields in which a negative number has a meaning.
+_SIGNED = ("screening.alpha", "mesh.data", "mesh.fsdp", "mesh.context", "mesh.tensor")
 
 
 def _hostile(name: str, value: object, rng: random.Random) -> list[str]:
@@ -343,7 +343,7 @@ def _hostile(name: str, value: object, rng: random.Random) -> list[str]:
   if isinstance(value, bool):
     return ["perhaps"]
   if isinstance(value, int | float):
-    return [rng.choice(["many", "''", "[1]", "0x"]), "-2" if name not in _SIGNED else "-3"]
+    return [rng.choice(["many", "''", "[1]", "0x"]), *(["-2"] if name not in _SIGNED else [])]
   if isinstance(value, str) and name.rpartition(".")[2] in (
     "method",
     "scoring_dtype",

@@ -16,7 +16,7 @@ from policylong.storage.workdir import Workdir, read_json
 def main() -> None:
   """Opens the corpus that the run used, so that chunks show their texts, and writes the page."""
   parser = argparse.ArgumentParser(prog="python -m policylong.report", description=__doc__)
-  parser.add_argument("--workdir", type=paths.expand, required=True, help="the working directory of a run")
+  parser.add_argument("--workdir", type=paths.flag, required=True, help="the working directory of a run")
   workdir = Workdir(parser.parse_args().workdir)
   print(write_report(workdir.directory, _chunk_text(workdir)))
 
