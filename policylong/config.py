@@ -23,6 +23,8 @@ class ConfigError(UserError):
   """A field is missing, unknown, of the wrong type, or contradicts another."""
 
 
+# The largest seed: JAX takes 64 bits with a sign.
+_LARGEST_SEED = 2**63 - 1
 # Kinds of sources that hold documents, and those that can hold token sequences.
 DOCUMENT_KINDS = ("jsonl", "parquet", "text", "mds", "tfds", "hub")
 SEQUENCE_KINDS = ("parquet", "mds", "array_record")
@@ -394,7 +396,7 @@ class Config:
 
   def __post_init__(self):
     _at_least("rounds", self.rounds, 1)
-    _at_least("seed", self.seed, 0)
+    _between("seed", self.seed, 0, _LARGEST_SEED)
     _one_of("method", self.method, METHODS)
     _between("max_staleness", self.max_staleness, 0, 1)
     if self.method == "entropylong" and self.rounds > 1:
@@ -457,7 +459,7 @@ class FineTuning:
   wandb_project: str | None
 
   def __post_init__(self):
-    _at_least("seed", self.seed, 0)
+    _between("seed", self.seed, 0, _LARGEST_SEED)
     _check_layout("data.sequence_length", self.data.sequence_length, self.training, self.mesh)
 
 

@@ -55,6 +55,7 @@ def run(module: str, arguments: list[str], folder: pathlib.Path, patience: float
   begin = time.monotonic()
   child = os.fork()
   if not child:
+    os.chdir(folder)  # what is written where it should not be goes with the case
     _become(module, arguments, out, err, whole)
   code = None
   while time.monotonic() - begin < patience:
