@@ -8,8 +8,10 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 
 import pytest
 
+from policylong import ending
 from policylong.material import missing_in
 
+ending._State.installed = True  # tests call commands in this process, whose signals stay pytest's
 MATERIAL = pathlib.Path(__file__).parents[1] / "material"
 
 
