@@ -186,6 +186,9 @@ def _loss(run, round_):
   if not all(math.isfinite(loss) for loss in losses):
     yield Check("bad", f"The training loss is not a number at {of(sum(map(_odd, losses)), len(losses))} steps.")
     return
+  if len(losses) == 1:
+    yield Check("good", f"Training loss {decimal(losses[0])} nats a token, at its only step.")
+    return
   width = max(1, len(losses) // 5)
   first, last = (sum(part) / width for part in (losses[:width], losses[-width:]))
   level = "look" if last > 1.1 * first else "good"

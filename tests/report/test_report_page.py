@@ -367,6 +367,14 @@ def test_a_gain_or_a_decision_that_does_not_follow_from_the_entropies_is_found(t
   assert f"1 of {total:,} verdicts go against epsilon = 0.2." in text
 
 
+def test_the_loss_of_an_only_step_is_told_as_one(tmp_path):
+  fake_run.write(tmp_path, roots=6)
+  path = tmp_path / "metrics.jsonl"
+  path.write_text(path.read_text().splitlines()[0] + "\n")
+  loss = json.loads(path.read_text())["loss"]
+  assert f"Training loss {loss:.2f} nats a token, at its only step." in written(tmp_path).all("div", "card")[0].text
+
+
 def test_a_loss_that_is_not_a_number_is_flagged(tmp_path):
   fake_run.write(tmp_path, roots=6)
   path = tmp_path / "metrics.jsonl"
