@@ -2,7 +2,7 @@
 PYTHON ?= python3.12
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint lock environment material ruler tpu-compiler clean
+.PHONY: demo test test-all lint lock environment beam material ruler tpu-compiler clean
 
 demo: environment material
 	$(BIN)/python -m policylong.main --config=configs/demo.py --workdir=runs/demo
@@ -10,10 +10,10 @@ demo: environment material
 # Two tests at a time, the tests of a file in order: most of them start processes that wait for one core.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-test: environment material ruler tpu-compiler lint
+test: environment beam material ruler tpu-compiler lint
 	$(PYTEST)
 
-test-all: environment material ruler tpu-compiler lint
+test-all: environment beam material ruler tpu-compiler lint
 	$(PYTEST) -m ""
 
 lint: environment
@@ -40,6 +40,20 @@ lock:
 	$(PIP) --target .venv/uv --upgrade uv==0.13.9
 	.venv/uv/bin/uv pip compile setup.py --extra test --universal --python-version 3.12 --generate-hashes \
 	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" $(UPGRADE) --output-file requirements.lock
+	cp requirements.lock requirements-prepare.lock  # whose versions are kept where Beam allows
+	.venv/uv/bin/uv pip compile setup.py --extra prepare --universal --python-version 3.12 --generate-hashes \
+	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" --output-file requirements-prepare.lock
+
+# For `python -m policylong.prepare`: what `pip install '.[prepare]'` gives. An environment of its own, because Beam wants
+# an older NumPy, PyArrow and protobuf than the others are locked to. `.venv/prepare/bin/python` runs it.
+beam: .venv/prepare/done
+
+.venv/prepare/done: .venv/done requirements-prepare.lock
+	$(PYTHON) -m venv .venv/prepare
+	.venv/prepare/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --require-hashes \
+	  -r requirements-prepare.lock
+	.venv/prepare/bin/python -c "import site; open(site.getsitepackages()[0] + '/policylong.pth', 'w').write('$(CURDIR)')"
+	touch $@
 
 # For `python -m policylong.aot`. Beside the other packages and not among them, where JAX would look for a TPU with it.
 tpu-compiler: .venv/tpu-compiler/done

@@ -12,6 +12,9 @@ TFDS = ["tensorflow-datasets>=4.9.10"]  # 4.9.7 imports TensorFlow, 4.9.8 cannot
 TENSORBOARD = ["tensorboardX>=2.6.1"]
 WANDB = ["wandb>=0.26"]
 HUB = ["datasets>=5.2"]  # the release that sources of kind hub were tried with
+# 2.75 wants PyArrow below 24. 2.77 wants NumPy below 2.5, PyArrow below 26 and protobuf below 7: not in `test`, whose
+# packages are locked to newer ones, but in an environment of its own, requirements-prepare.lock.
+PREPARE = ["apache-beam>=2.76"]
 EVALUATION = [
     "lm_eval>=0.4.10",  # 0.4.8 imports a class that transformers 5 has not
     # what RULER's generators import; their package is unpacked, see policylong/material.py
@@ -60,6 +63,7 @@ setup(
         "cuda": ["jax[cuda12]"],
         "evaluation": EVALUATION,
         "hub": HUB,
+        "prepare": PREPARE,
         "tensorboard": TENSORBOARD,
         "test": TEST,
         "tfds": TFDS,

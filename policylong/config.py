@@ -71,6 +71,7 @@ class Corpus:
   root_sources: tuple[str, ...]
   chunk_chars: int
   cache_dir: paths.Path
+  prepared: paths.Path | None
 
   def __post_init__(self):
     if not self.sources:
@@ -410,6 +411,9 @@ class Config:
       if source.kind not in kinds:
         raise ConfigError(f"method is {self.method!r} and the source {source.name!r} is of kind {source.kind}: it "
                           f"reads {what}, of kind {', '.join(kinds)}")
+    if self.method == "given" and self.corpus.prepared is not None:
+      raise ConfigError(f"method is 'given' and corpus.prepared is {self.corpus.prepared}: prepared corpora hold "
+                        "documents, and it reads token sequences; set it to None")
     length, root = self.synthesis.sequence_length, self.screening.root_tokens
     if length <= root:
       raise ConfigError(f"synthesis.sequence_length is {length}: it must be more than "
@@ -534,7 +538,7 @@ def _build(kind, values, prefix):
 def _convert(hint, value, name):
   if dataclasses.is_dataclass(hint):
     return _build(hint, value, name + ".")
-  if isinstance(hint, types.UnionType):
+  if typing.get_origin(hint) in (types.UnionType, typing.Union):  # the second with a NewType
     return None if value is None else _convert(typing.get_args(hint)[0], value, name)
   if typing.get_origin(hint) is tuple:
     if not isinstance(value, (tuple, list)):

@@ -40,7 +40,7 @@ def build(arguments: argparse.Namespace) -> None:
       leaves=arguments.leaves, target_recall=arguments.target_recall)
   corpus = open_corpus(config_lib.Corpus(
       sources=(source_at("input", str(arguments.input)),), root_sources=(), chunk_chars=arguments.chunk_chars,
-      cache_dir=paths.Path(str(output))))
+      cache_dir=paths.Path(str(output)), prepared=None))
   index = open_index(corpus, make_embedder(retrieval), retrieval, output, arguments.seed)
   write_json(output / _SETTINGS, {"corpus": corpus.version, "seed": arguments.seed,
                                   "retrieval": dataclasses.asdict(retrieval)})

@@ -119,7 +119,9 @@ def from_the_hub(config: config_lib.Config, workdir: Workdir) -> config_lib.Conf
     UserError: something is not there, or the hub is out of reach.
   """
   record, replace = workdir.hub_json, dataclasses.replace
-  sources = tuple(streamed.pinned(source, record) for source in config.corpus.sources)
+  sources = config.corpus.sources
+  if config.corpus.prepared is None:
+    sources = tuple(streamed.pinned(source, record) for source in sources)
   documents = streamed.pinned(config.eval.documents, record) if config.eval.tasks else config.eval.documents
   return replace(
       config, model=replace(config.model, path=hub.folder(config.model.path, record)),

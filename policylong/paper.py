@@ -78,6 +78,9 @@ def config() -> ConfigDict:
           "chunk_chars": 2048,
           # Where the chunked corpus and its index are kept; later rounds and runs use them again.
           "cache_dir": "corpus/cache",
+          # Where python -m policylong.prepare puts the corpus that it makes of these sources (cleaned, without
+          # duplicates and benchmarks), which is then read in their place; None: the sources are read as they are.
+          "prepared": optional(),
       },
       "retrieval": {
           # D (E used jina-embeddings-v3, whose licence is non-commercial): minilm (all-MiniLM-L6-v2), qwen3

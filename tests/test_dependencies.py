@@ -33,9 +33,9 @@ def required(texts):
   return {canonicalize_name(requirement.name): requirement for requirement in map(Requirement, texts)}
 
 
-def locked():
-  """{package: version} of requirements.lock."""
-  text = (REPOSITORY / "requirements.lock").read_text()
+def locked(name="requirements.lock"):
+  """{package: version} of a lock file."""
+  text = (REPOSITORY / name).read_text()
   lines = re.findall(r"^([\w.-]+)(?:\[.*?\])?==(\S+)(.*?)^(?=\S|\Z)", text, re.M | re.S)
   assert all("--hash=sha256:" in rest for *_, rest in lines)
   return {canonicalize_name(name): version for name, version, _ in lines}
@@ -65,6 +65,15 @@ def test_the_lock_lies_within_the_ranges_and_names_no_place(setup):
   for name, requirement in required([*setup.install_requires, *setup.extras_require["test"]]).items():
     assert requirement.specifier.contains(versions[name]), f"{requirement}, locked {versions[name]}: run `make lock`"
   assert not re.search(r"://|index-url|find-links", (REPOSITORY / "requirements.lock").read_text())
+
+
+def test_what_beam_is_locked_beside_is_what_the_tests_run_with_where_beam_allows(setup):
+  versions, others = locked("requirements-prepare.lock"), locked()
+  for name, requirement in required([*setup.install_requires, *setup.extras_require["prepare"]]).items():
+    assert requirement.specifier.contains(versions[name]), f"{requirement}, locked {versions[name]}: run `make lock`"
+  differ = {name for name in versions if name in others and versions[name] != others[name]}
+  assert differ <= {"numpy", "protobuf", "pyarrow"}, f"{differ}: run `make lock`"
+  assert not re.search(r"://|index-url|find-links", (REPOSITORY / "requirements-prepare.lock").read_text())
 
 
 def test_the_tests_extra_has_all_that_is_optional(setup):

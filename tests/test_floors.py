@@ -19,7 +19,7 @@ FLOORS = (
     {"retrieval", "training", "report"},
     {"screening"},
     {"evaluation", "door"},
-    {"loop", "sft"},
+    {"loop", "sft", "prepare"},
     {"main", "score", "evaluate", "convert", "index", "aot", "status"},
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}

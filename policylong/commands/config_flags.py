@@ -42,12 +42,16 @@ def config_name() -> str:
   return config_flags.get_config_filename(flags.FLAGS["config"])
 
 
-def parse(help_text: str, required: Sequence[str]) -> None:
+def parse(help_text: str, required: Sequence[str], passes: bool = False) -> list[str]:
   """Reads the command line; exits 0 after --help, and 2 with one sentence on bad usage, as argparse does.
 
   Args:
     help_text: what --help says above the flags.
     required: flags that must be given; with --print_config it is --config only.
+    passes: whether flags that are not known are somebody else's.
+
+  Returns:
+    These flags.
   """
   if any(argument in ("--help", "-h", "-help", "--helpfull") for argument in sys.argv[1:]):
     print(help_text + "\n" + flags.FLAGS.main_module_help())
@@ -55,9 +59,10 @@ def parse(help_text: str, required: Sequence[str]) -> None:
   try:
     arguments = _with_home(sys.argv)
     _check_file(arguments)
-    rest = flags.FLAGS(arguments)
-    if len(rest) > 1:
-      raise flags.Error(f"unexpected argument {rest[1]!r}")
+    rest = flags.FLAGS(arguments, known_only=passes)[1:]
+    for argument in rest:
+      if not passes or not argument.startswith("--") or argument.startswith("--config"):
+        raise flags.Error(f"unexpected argument {argument!r}")
     for name in ("config",) if _PRINT.value else required:
       if flags.FLAGS[name].value is None and not (name == "config" and flags.FLAGS[name].present):
         raise flags.Error(f"--{name} is missing")
@@ -76,6 +81,7 @@ def parse(help_text: str, required: Sequence[str]) -> None:
     sentence = " ".join((sentence or str(error)).replace("\\n", " ").replace("\\'", "'").split())
     print(f"usage error: {sentence} (see --help)", file=sys.stderr)
     sys.exit(2)
+  return rest
 
 
 def _check_file(arguments: Sequence[str]) -> None:

@@ -111,11 +111,11 @@ def _unique(readings: Iterator[sources.Reading], with_file: bool) -> Iterator[so
   Raises:
     IdsBeginAnew: the two are of different files, and ids do not carry them yet.
   """
-  seen = of_file = _Hashes()
+  seen = of_file = Hashes()
   file = None
   for reading in readings:
     if file is not None and reading.file != file and not with_file:
-      of_file = _Hashes()
+      of_file = Hashes()
     file = reading.file
     if reading.document is not None:
       key = hash_id(reading.document.id)
@@ -129,7 +129,7 @@ def _unique(readings: Iterator[sources.Reading], with_file: bool) -> Iterator[so
     yield reading
 
 
-class _Hashes:
+class Hashes:
   """A set of 64-bit numbers in about 8 bytes each: a Python set of the newest, sorted runs of the rest.
 
   Among 229M documents two ids share a hash with probability 0.0014; the second would be dropped.
@@ -142,7 +142,7 @@ class _Hashes:
     self._runs: list[np.ndarray] = []
 
   def add(self, value: int) -> bool:
-    """Whether the number is new."""
+    """Adds a number; whether it is new."""
     if value in self._recent:
       return False
     key = np.uint64(value)
@@ -214,7 +214,7 @@ class _Writer:
     self._start_batch()
 
   def _column(self, name, kind):
-    return _Column(self._open.enter_context(open(self._directory / f"{name}.npy", "wb")), kind)
+    return Column(self._open.enter_context(open(self._directory / f"{name}.npy", "wb")), kind)
 
   def _finish(self):
     self._flush()
@@ -229,7 +229,7 @@ class _Writer:
     np.save(self._directory / "id_document.npy", order.astype(np.int32))
 
 
-class _Column:
+class Column:
   """A one-dimensional .npy file that grows; its header leaves room for any length."""
 
   def __init__(self, file: typing.BinaryIO, kind: type):
@@ -237,10 +237,12 @@ class _Column:
     self._write_header()
 
   def append(self, values: np.ndarray) -> None:
+    """Writes more values."""
     self._file.write(values.astype(self._dtype).tobytes())
     self._length += len(values)
 
   def finish(self) -> None:
+    """Writes the length where a reader looks for it."""
     self._file.seek(0)
     self._write_header()
 

@@ -1,7 +1,8 @@
 """Finds the files of a source, and opens them by what their first bytes are: plain, gzip, bzip2, xz or Zstandard.
 
-Only a regular file is ever opened, so nothing is waited for. What cannot be read is `Unreadable`, with a reason that
-names no path: of several files it is counted as one bad record, a single one is refused (`reason_of`).
+On this machine's disks only a regular file is ever opened, so nothing is waited for; other storage (gs://...) is read
+through fsspec. What cannot be read is `Unreadable`, with a reason that names no path: of several files it is counted as
+one bad record, a single one is refused (`reason_of`).
 """
 
 import bz2
@@ -12,11 +13,13 @@ import io
 import lzma
 import os
 import pathlib
+import re
 import stat
 import zlib
 from collections.abc import Callable, Iterator
 
 import pyarrow as pa
+from etils import epath
 
 from policylong import paths
 from policylong.errors import UserError
@@ -30,7 +33,7 @@ NO_PERMISSION = "a file without read permission"
 # What is read line by line and can be looked into without reading (`peek`).
 Stream = io.BufferedReader | gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile
 _COMPRESSED_TEXT = ("gz", "bz2", "xz", "zst")
-_BLOCK = 1 << 16
+_BLOCK, _REMOTE_BLOCK = 1 << 16, 4 << 20
 
 
 class Unreadable(Exception):
@@ -57,7 +60,7 @@ def reason_of(error: Unreadable, path: pathlib.Path, alone: bool) -> str:
   return error.reason
 
 
-def find_files(where: str, kind: str, field: str) -> list[tuple[pathlib.Path, str]]:
+def find_files(where: str, kind: str, field: str) -> list[tuple[epath.Path, str]]:
   """(path, name below the folder that was asked for) of each file, sorted by name.
 
   A glob also gives what it finds besides files; see `why_not`.
@@ -72,6 +75,8 @@ def find_files(where: str, kind: str, field: str) -> list[tuple[pathlib.Path, st
   """
   field = f"{field} is {where}"
   path = paths.expand(where)
+  if paths.is_url(path):
+    return _find_remote(path, kind, field)
   if os.path.isdir(path):
     if kind != "text":
       raise UserError(f"{field}, a folder; kind {kind} wants a file or a glob such as "
@@ -93,8 +98,39 @@ def find_files(where: str, kind: str, field: str) -> list[tuple[pathlib.Path, st
   return [(pathlib.Path(f), name) for name, f in names]
 
 
-def why_not(path: pathlib.Path) -> str:
+def _find_remote(url: str, kind: str, field: str) -> list[tuple[epath.Path, str]]:
+  """As `find_files`, on another kind of storage than a disk."""
+  literal = re.split(r"[*?\[]", url, maxsplit=1)[0]
+  folder = epath.Path(url if literal == url else literal.rpartition("/")[0])
+  try:
+    if literal != url:
+      found = [path for path in folder.glob(url[len(os.fspath(folder)) + 1:]) if not path.is_dir()]
+    elif kind == "text" and folder.is_dir():
+      ends = (".txt", *(f".txt.{suffix}" for suffix in _COMPRESSED_TEXT))
+      found = [path for path in _below(folder) if path.name.endswith(ends)]
+    else:
+      found, folder = ([folder] if folder.exists() and not folder.is_dir() else []), folder.parent
+  # No package for this storage, or it is out of reach; ** in a glob.
+  except (ImportError, OSError, NotImplementedError) as error:
+    raise UserError(f"{field}, which cannot be listed ({_first_line(error)})") from error
+  if not found:
+    raise UserError(f"{field}, where no file is found")
+  return sorted(((path, os.fspath(path)[len(os.fspath(folder)) + 1:]) for path in found), key=lambda pair: pair[1])
+
+
+def _below(folder: epath.Path) -> Iterator[epath.Path]:
+  """The files of a folder and of the folders in it."""
+  for path in folder.iterdir():
+    if path.is_dir():
+      yield from _below(path)
+    else:
+      yield path
+
+
+def why_not(path: epath.Path) -> str:
   """Why nothing can be read at a path, "" if it is a file; never opens it."""
+  if paths.is_url(path):
+    return "" if path.exists() else DANGLING
   try:
     mode = path.stat().st_mode
   except OSError:
@@ -106,13 +142,24 @@ def why_not(path: pathlib.Path) -> str:
   return "" if os.access(path, os.R_OK) else NO_PERMISSION
 
 
-def size_of(path: pathlib.Path) -> int:
+def size_of(path: epath.Path) -> int:
   """The bytes of a file, 0 of what cannot be read."""
-  return 0 if why_not(path) else path.stat().st_size
+  return 0 if why_not(path) else epath.Path(path).stat().length
 
 
 @contextlib.contextmanager
-def opened(path: pathlib.Path) -> Iterator[tuple[Stream, Callable[[], int]]]:
+def raw(path: epath.Path) -> Iterator[io.BufferedReader]:
+  """The bytes of a file, wherever it lies."""
+  if not paths.is_url(path):
+    with open(path, "rb") as file:
+      yield file
+  else:
+    with path.open("rb") as file, io.BufferedReader(file, _REMOTE_BLOCK) as buffered:
+      yield buffered
+
+
+@contextlib.contextmanager
+def opened(path: epath.Path) -> Iterator[tuple[Stream, Callable[[], int]]]:
   """(the file's bytes, decompressed where they are compressed; how many bytes of the file have been read).
 
   Raises:
@@ -122,9 +169,9 @@ def opened(path: pathlib.Path) -> Iterator[tuple[Stream, Callable[[], int]]]:
     raise Unreadable(reason)
   codec = ""
   try:
-    with open(path, "rb") as raw:
-      codec = _codec(raw.peek(16))
-      yield _decompressed(codec, raw), raw.tell
+    with raw(path) as file:
+      codec = _codec(file.peek(16))
+      yield _decompressed(codec, file), file.tell
   except (EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, OSError) as error:
     if codec:
       raise Unreadable(f"not a whole {codec} file", f"is not a whole {codec} file ({_first_line(error)})") from error
@@ -145,14 +192,14 @@ def _codec(head: bytes) -> str:
   return ""
 
 
-def _decompressed(codec: str, raw: io.BufferedReader) -> Stream:
+def _decompressed(codec: str, file: io.BufferedReader) -> Stream:
   # The standard library's give what they have before they say that the rest is missing; Arrow's needs a buffer.
   if codec == "zstd":
-    return io.BufferedReader(pa.CompressedInputStream(raw, "zstd"), _BLOCK)
+    return io.BufferedReader(pa.CompressedInputStream(file, "zstd"), _BLOCK)
   if codec == "gzip":
-    return gzip.GzipFile(fileobj=raw)
+    return gzip.GzipFile(fileobj=file)
   openers: dict[str, Callable] = {"": lambda file: file, "bzip2": bz2.BZ2File, "xz": lzma.LZMAFile}
-  return openers[codec](raw)
+  return openers[codec](file)
 
 
 def _matches(pattern: str) -> list[str]:

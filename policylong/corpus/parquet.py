@@ -1,20 +1,22 @@
 """Reads rows of Parquet files, whatever kind of string a column holds."""
 
+import contextlib
 import pathlib
 from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from etils import epath
 
 from policylong import paths
-from policylong.corpus.files import Unreadable, why_not
+from policylong.corpus.files import Unreadable, raw, size_of, why_not
 from policylong.corpus.json_records import INVALID_UTF8
 from policylong.errors import UserError
 
 _MAGIC = b"PAR1"
 
 
-def rows(path: pathlib.Path, text_field: str, id_field: str, alone: bool) -> Iterator[tuple[int, int, dict | str]]:
+def rows(path: epath.Path, text_field: str, id_field: str, alone: bool) -> Iterator[tuple[int, int, dict | str]]:
   """(number from 1, about how many bytes it took, the columns or why they cannot be had) of each row.
 
   Args:
@@ -30,7 +32,7 @@ def rows(path: pathlib.Path, text_field: str, id_field: str, alone: bool) -> Ite
   if reason := why_not(path):
     raise Unreadable(reason)
   try:
-    with pq.ParquetFile(path, memory_map=True) as file:
+    with _opened(path) as file:
       columns = []
       for name in filter(None, (text_field, id_field)):
         if (column := _column(file.schema_arrow, name)) is not None:
@@ -40,7 +42,7 @@ def rows(path: pathlib.Path, text_field: str, id_field: str, alone: bool) -> Ite
                           "(what text_field or id_field of its source names)")
         elif name == text_field:
           raise Unreadable(f"Parquet without a column {name!r}")
-      size = path.stat().st_size // max(file.metadata.num_rows, 1)
+      size = size_of(path) // max(file.metadata.num_rows, 1)
       yield from _values(file, list(dict.fromkeys(columns)), size)
   except (pa.ArrowException, OSError) as error:
     raise Unreadable("not whole Parquet",
@@ -61,6 +63,16 @@ def has_column(where: str, name: str) -> bool:
     except (pa.ArrowException, OSError):
       return False
   return any(has(path) for path in paths.matching(where) if not why_not(pathlib.Path(path)))
+
+
+@contextlib.contextmanager
+def _opened(path: epath.Path) -> Iterator[pq.ParquetFile]:
+  if not paths.is_url(path):
+    with pq.ParquetFile(path, memory_map=True) as file:
+      yield file
+  else:
+    with raw(path) as stream, pq.ParquetFile(stream) as file:
+      yield file
 
 
 def _first(where: str) -> pathlib.Path | None:

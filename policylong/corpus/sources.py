@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from policylong import config as config_lib
 from policylong import paths
 from policylong.corpus import mds, parquet, prepared, streamed
-from policylong.corpus.files import Unreadable, find_files, opened, reason_of
+from policylong.corpus.files import Unreadable, find_files, opened, reason_of, size_of
 from policylong.corpus.json_records import INVALID_UTF8, read_objects
 from policylong.records import Document
 
@@ -32,6 +32,8 @@ TEXT_NOT_STRING = "text not a string"
 EMPTY_TEXT = "empty text"
 DUPLICATE_ID = "duplicate id"
 
+# All files of a source.
+ALL = slice(None)
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -51,22 +53,23 @@ class Reading:
   file: str = ""
 
 
-def read_source(source: config_lib.Source, ids_with_file: bool = False) -> Iterator[Reading]:
+def read_source(source: config_lib.Source, ids_with_file: bool = False, only: slice = ALL) -> Iterator[Reading]:
   """Every record of a source, in a fixed order; blank lines of a JSONL file are no records.
 
   Args:
     source: where they are.
     ids_with_file: whether a record's own id is "<file>:<own id>".
+    only: which of the source's files (`file_sizes`) are read; what is read of them is the same.
 
   Raises:
     UserError: a file, folder, column, builder or split is missing, or the only file is damaged.
   """
   if source.kind == "text":
-    yield from _read_text(source)
+    yield from _read_text(source, only)
     return
   files, rows = _rows(source)
   unit = "line" if source.kind == "jsonl" else "row"
-  for path, name in files:
+  for path, name in files[only]:
     try:
       for number, size, row in rows(path):
         own_id = "" if isinstance(row, str) else field(row, source.id_field)
@@ -128,6 +131,19 @@ def source_files(source: config_lib.Source) -> list[pathlib.Path]:
   return [path for path, _ in find_files(source.path, source.kind, _field(source))]
 
 
+def file_sizes(source: config_lib.Source) -> list[int]:
+  """The bytes of each file that `read_source` reads, in its order; a data set of TFDS or the hub is one, of 0.
+
+  Raises:
+    UserError: nothing is there.
+  """
+  if source.kind == "text":
+    files = find_files(source.path, source.kind, _field(source))
+  else:
+    files, _ = _rows(source)
+  return [size_of(path) for path, _ in files]
+
+
 def field(row: Mapping, name: str) -> object:
   """The value of a field, which may lie in others; None if there is none."""
   if not name:
@@ -187,10 +203,10 @@ def _decoded(value):
   return value.decode() if isinstance(value, bytes) else value
 
 
-def _read_text(source):
+def _read_text(source, only):
   files = find_files(source.path, source.kind, _field(source))
   source = dataclasses.replace(source, id_field="name", text_field="text")
-  for path, name in files:
+  for path, name in files[only]:
     try:
       with opened(path) as (stream, position):
         data = stream.read()

@@ -23,6 +23,7 @@ import threading
 
 import numpy as np
 import pyarrow as pa
+from etils import epath
 
 from policylong import config as config_lib
 from policylong import paths
@@ -49,29 +50,51 @@ def open_corpus(config: config_lib.Corpus) -> "Corpus":
   Raises:
     UserError: a source cannot be read, no document has text, or the stored corpus is damaged.
   """
+  if config.prepared is not None:
+    return _opened(_prepared(config))
   config = dataclasses.replace(config, sources=tuple(map(streamed.pinned, config.sources)))
   cache = paths.local(config.cache_dir)
-  key, total_bytes = _state(config)
+  key, total_bytes = state(config)
   pointer = cache / "corpus-states" / f"{key}.json"
   directory = _finished(cache, pointer)
   if directory is None:
     with lock.held(pointer.with_suffix(".owner"), f"the corpus in corpus.cache_dir {cache}", wait=True):
       directory = _finished(cache, pointer) or _build(config, cache, pointer, total_bytes)
+  return _opened(directory)
+
+
+def _opened(directory: pathlib.Path) -> "Corpus":
   corpus = Corpus(directory)
   log.info(in_words(corpus.summary()))
   return corpus
 
 
+def _prepared(config: config_lib.Corpus) -> pathlib.Path:
+  """The folder that `python -m policylong.prepare` has filled from the sources of this config."""
+  directory = paths.local(config.prepared)
+  if not (directory / "DONE.json").exists():
+    raise UserError(f"corpus.prepared is {directory}, where no prepared corpus lies: make it with `python -m "
+                    "policylong.prepare --config=...`, or set corpus.prepared to None to read the sources as they are")
+  summary, names = read_json(directory / "summary.json"), [source.name for source in config.sources]
+  for field, found, wanted in (("corpus.chunk_chars", summary["chunk_chars"], config.chunk_chars),
+                               ("corpus.sources", list(summary["sources"]), names)):
+    if found != wanted:
+      raise UserError(f"{directory} was prepared with {field} = {found}, and the config has {wanted}: prepare it again "
+                      "in another folder, or set the field to what it was")
+  return directory
+
+
 def in_words(summary: dict) -> str:
   """What a corpus keeps of what was read, what not and why, in a line."""
-  why = ", ".join(f"{bad['count']} {reason}" for reason, bad in sorted(summary["bad_records"].items()))
-  dropped = sum(bad["count"] for bad in summary["bad_records"].values())
+  reasons = {**summary["bad_records"], **summary.get("removed", {})}
+  why = ", ".join(f"{bad['count']} {reason}" for reason, bad in sorted(reasons.items()))
+  dropped = sum(bad["count"] for bad in reasons.values())
   empty = [name for name, counts in summary["sources"].items() if not counts["documents"]]
   return (f"corpus: {summary['documents']} documents kept, {dropped} records dropped{f' ({why})' if why else ''}"
           f"{'; no document from ' + ', '.join(empty) if empty else ''}")
 
 
-def _state(config: config_lib.Corpus) -> tuple[str, int]:
+def state(config: config_lib.Corpus) -> tuple[str, int]:
   """(hash of the sources' settings and files as they are now, bytes of all files)."""
   parts: list[list]
   parts, total = [[READER, builder.FORMAT, config.chunk_chars]], 0
@@ -81,7 +104,10 @@ def _state(config: config_lib.Corpus) -> tuple[str, int]:
       if reason := why_not(path):
         parts.append([str(path), reason])
         continue
-      parts.append([str(path.resolve()), size_of(path), path.stat().st_mtime_ns])
+      if paths.is_url(path):
+        parts.append([str(path), size_of(path), epath.Path(path).stat().mtime])
+      else:
+        parts.append([str(path.resolve()), size_of(path), path.stat().st_mtime_ns])
       total += size_of(path)
   return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16], total
 
@@ -154,7 +180,9 @@ class Corpus:
     self._start, self._end = arrays["chunk_start"], arrays["chunk_end"]
     self._byte_start, self._byte_end = arrays["chunk_byte_start"], arrays["chunk_byte_end"]
     self._id_hash, self._id_document = arrays["id_hash"], arrays["id_document"]
-    self._reader = pa.ipc.open_file(pa.memory_map(str(directory / "documents.arrow")))
+    self._shards = self._summary.get("shards") or [{"file": "documents.arrow", "batches": len(self._batch_first) - 1}]
+    self._shard_first = np.cumsum([0, *(shard["batches"] for shard in self._shards)]).tolist()
+    self._reader = functools.lru_cache(maxsize=64)(self._open_shard)
     self._lock = threading.Lock()
     self._batch = functools.lru_cache(maxsize=64)(self._read_batch)
     self.version: str = self._summary["version"]
@@ -233,7 +261,7 @@ class Corpus:
   def summary(self) -> dict:
     """For the report, ready for JSON: version, chunk_chars, documents, chunks, characters, made_up_ids;
     bad_records: {reason: {count, examples: [{source, place}]}}; sources: {name: {documents, chunks, characters,
-    made_up_ids, bad_records}}."""
+    made_up_ids, bad_records}}. A prepared corpus has more: removed, as bad_records, and records, all that were read."""
     return self._summary
 
   def _locate(self, index):
@@ -242,8 +270,12 @@ class Corpus:
     return self._batch(number), index - self._batch_first[number]
 
   def _read_batch(self, number):
+    shard = bisect.bisect_right(self._shard_first, number) - 1
     with self._lock:  # Arrow's reader is not promised to be safe for threads; the cache in front of it is
-      return self._reader.get_batch(number)
+      return self._reader(shard).get_batch(number - self._shard_first[shard])
+
+  def _open_shard(self, shard):
+    return pa.ipc.open_file(pa.memory_map(str(self._directory / self._shards[shard]["file"])))
 
   def _source_rows(self):
     rows, first = {}, 0

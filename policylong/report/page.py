@@ -199,10 +199,12 @@ def _corpus(run):
   corpus = run.corpus
   if not corpus:
     return _nothing("corpus.json is missing: what was read is unknown.")
-  bad = corpus.get("bad_records") or {}
+  bad, removed = corpus.get("bad_records") or {}, corpus.get("removed") or {}
   cells = [("documents", corpus.get("documents")), ("chunks", corpus.get("chunks")),
            ("characters", corpus.get("characters")),
            ("bad records, skipped", sum(row["count"] for row in bad.values()))]
+  if removed:
+    cells.append(("removed as copies or as parts of benchmarks", sum(row["count"] for row in removed.values())))
   parts = [element("dl", *(element("div", element("dt", name), element("dd", count(value))) for name, value in cells),
                    class_="facts")]
   if sources := corpus.get("sources"):
@@ -210,12 +212,13 @@ def _corpus(run):
     rows = [(name, *(count(numbers.get(field)) for field in fields)) for name, numbers in sources.items()]
     parts += [element("h3", "Sources"),
               table(("source", "documents", "chunks", "characters", "ids made up", "bad records"), rows)]
-  if bad:
-    rows = [(reason, count(row["count"]), join((element("code", f"{example['source']}: {example['place']}")
-                                                for example in row["examples"]), Markup("<br>")))
-            for reason, row in sorted(bad.items(), key=lambda item: -item[1]["count"])]
-    parts += [element("h3", "Bad records by reason"), table(("reason", "records", "the first of them"), rows,
-                                                            class_="texts")]
+  for title, what, reasons in (("Bad records by reason", "records", bad),
+                               ("Documents that policylong.prepare removed", "documents", removed)):
+    if reasons:
+      rows = [(reason, count(row["count"]), join((element("code", f"{example['source']}: {example['place']}")
+                                                  for example in row["examples"]), Markup("<br>")))
+              for reason, row in sorted(reasons.items(), key=lambda item: -item[1]["count"])]
+      parts += [element("h3", title), table(("reason", what, "the first of them"), rows, class_="texts")]
   return join(parts)
 
 

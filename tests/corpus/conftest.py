@@ -12,7 +12,8 @@ from policylong import config as config_lib
 def make_config(tmp_path):
   def make(*sources, chunk_chars=200):
     return config_lib.Corpus(
-        sources=tuple(sources), root_sources=(), chunk_chars=chunk_chars, cache_dir=str(tmp_path / "cache"))
+        sources=tuple(sources), root_sources=(), chunk_chars=chunk_chars, cache_dir=str(tmp_path / "cache"),
+        prepared=None)
   return make
 
 

@@ -23,7 +23,7 @@ from policylong.errors import UserError
 path, split, field, cache, record = json.loads(sys.argv[1])
 try:
   source = config_lib.Source("web", "hub", path, "id", field, split)
-  corpus = open_corpus(config_lib.Corpus((pinned(source, record or None),), (), 200, cache))
+  corpus = open_corpus(config_lib.Corpus((pinned(source, record or None),), (), 200, cache, None))
   texts = [(corpus.document(i).id, corpus.document(i).text) for i in range(corpus.num_documents)]
   print(json.dumps([texts, corpus.bad_records]))
 except UserError as error:

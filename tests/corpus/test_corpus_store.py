@@ -139,9 +139,9 @@ def test_bad_records_are_counted_with_examples(make_config, source, tmp_path):
 
 
 def test_ten_times_the_same_ids_are_found_across_the_runs_of_the_set(monkeypatch):
-  monkeypatch.setattr(builder._Hashes, "RECENT", 16)
+  monkeypatch.setattr(builder.Hashes, "RECENT", 16)
   rng = np.random.default_rng(0)
-  seen, reference = builder._Hashes(), set()
+  seen, reference = builder.Hashes(), set()
   for value in [*rng.integers(0, 1000, size=5000).tolist(), 2**64 - 1, 0, 2**64 - 1]:
     assert seen.add(value) == (value not in reference)
     reference.add(value)
@@ -184,7 +184,7 @@ def slowly(source):
     yield reading
 sources.read_source = slowly
 store.open_corpus(config.Corpus(sources=tuple(config.Source(*s) for s in {sources!r}), root_sources=(),
-                                chunk_chars={chunk_chars}, cache_dir={cache_dir!r}))
+                                chunk_chars={chunk_chars}, cache_dir={cache_dir!r}, prepared=None))
 """
 
 

@@ -80,7 +80,7 @@ def screen(material, tmp_path_factory):
       control_margin=None, evidence="entropy", loss_margin=None, loss_margin_from_control=None, budget=None,
       probe_share=0.0, negatives="positives", max_chunk_tokens=256, bucket_multiple=128, tokens_per_batch=512,
       roots_per_shard=1)
-  corpus = open_corpus(config_lib.Corpus(sources, ("roots",), 2048, str(folder / "cache")))
+  corpus = open_corpus(config_lib.Corpus(sources, ("roots",), 2048, str(folder / "cache"), None))
   embedder = make_embedder(retrieval)
   index = open_index(corpus, embedder, retrieval, str(folder / "cache"), 0)
   path = material / "smollm2.gguf"

@@ -214,7 +214,7 @@ def test_documents_that_do_not_fill_a_sequence_are_refused(world, tokenizer, tmp
   _, _, config = world
   (tmp_path / "few.jsonl").write_text(json.dumps({"id": "a", "text": "A short text."}) + "\n")
   source = config_lib.Source("few", "jsonl", str(tmp_path / "few.jsonl"), "id", "text", "")
-  corpus = open_corpus(config_lib.Corpus((source,), (), 2048, str(tmp_path / "cache")))
+  corpus = open_corpus(config_lib.Corpus((source,), (), 2048, str(tmp_path / "cache"), None))
   values = json.loads(config_lib.to_json(config))
   values["rounds"] = 1
   small = CorpusLibrary(config_lib.parse(values), corpus, tokenizer, make_embedder(config.retrieval), None)

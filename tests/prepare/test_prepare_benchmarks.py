@@ -1,0 +1,83 @@
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from policylong.errors import UserError
+from policylong.prepare.benchmarks import load, name_of
+from policylong.prepare.words import hash_words
+from tests.prepare import brute_force
+from tests.prepare.conftest import make_texts
+
+
+def held(benchmarks, texts):
+  """Of each text the places of the benchmarks that it holds something of."""
+  bits = load(list(map(str, benchmarks))).contaminated(hash_words(texts))
+  return [[i for i in range(len(benchmarks)) if int(bit) >> i & 1] for bit in bits]
+
+
+def test_thirteen_words_of_any_text_of_a_benchmark_and_no_fewer(tmp_path):
+  rng = np.random.default_rng(0)
+  asked = [" ".join(f"v{word}" for word in rng.integers(0, 30, 40)) for _ in range(30)]
+  with open(tmp_path / "asked.jsonl", "w") as file:
+    file.writelines(json.dumps({"id": i, "context": text}) + "\n" for i, text in enumerate(asked))
+  texts = make_texts(300, seed=1, length=20)
+  for i in range(0, 300, 3):  # parts of 9 to 17 words, in the middle of a text
+    words, part = texts[i].split(), brute_force.words(asked[i % 30])
+    start = rng.integers(0, 20)
+    texts[i] = " ".join([*words[:5], *part[start:start + 9 + i % 9], *words[5:]])
+  expected = [brute_force.contaminated(text, asked) for text in texts]
+  assert [bool(found) for found in held([tmp_path / "asked.jsonl"], texts)] == expected
+  assert 30 < sum(expected) < 70
+
+
+def test_a_short_question_counts_where_all_of_it_stands_and_a_shorter_one_never(tmp_path):
+  path = tmp_path / "asked.json"
+  path.write_text(json.dumps({"data": [{"question": "Who was the first person that ever walked there?",
+                                        "answer": "one two three four five six seven eight nine ten"},
+                                       {"question": "Who was it then?"}]}, indent=1))
+  texts = ["it is asked: who was the FIRST person, that ever walked there", "the first person that ever walked there",
+           "one two three four five six seven eight nine ten", "who was it then"]
+  assert held([path], texts) == [[0], [], [], []]
+
+
+def test_every_form_of_a_file_and_each_benchmark_by_its_bit(tmp_path):
+  texts = [" ".join(f"{letter}{i}" for i in range(15)) for letter in "abcdef"]
+  (tmp_path / "a.txt").write_text(f"{texts[0]}\n\nother")
+  with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
+    file.write(json.dumps({"turns": [{"content": texts[1]}]}))
+  words = texts[2].split()
+  (tmp_path / "c.json").write_text(json.dumps([{"context": [["title", [" ".join(words[:7]), " ".join(words[7:])]]]}]))
+  (tmp_path / "data.json").write_text(json.dumps([{"context": texts[3], "question": "?"}, {"context": texts[0]}]))
+  folder = tmp_path / "ruler" / "long_context_eval" / "data" / "synthetic" / "json"
+  folder.mkdir(parents=True)
+  (folder / "squad.json").write_text(json.dumps({"data": [{"paragraphs": [{"context": texts[4]}]}]}))
+  (folder / "hotpotqa.json").write_text(json.dumps([{"context": [["title", [texts[5]]]]}]))
+  given = [tmp_path / "a.txt", tmp_path / "b.jsonl.gz", tmp_path / "c.json", f"longbench2={tmp_path}",
+           f"ruler={tmp_path / 'ruler'}"]
+  assert held(given, texts) == [[0, 3], [1], [2], [3], [4], [4]]
+  assert [name_of(str(each)) for each in given] == ["a.txt", "b.jsonl.gz", "c.json", "longbench2", "ruler"]
+
+
+def test_rulers_own_questions_are_found(material):
+  squad = json.loads((material / "ruler/long_context_eval/data/synthetic/json/squad.json").read_text())
+  paragraph = squad["data"][3]["paragraphs"][2]
+  texts = [f"A page. {paragraph['context']}", *make_texts(3, seed=5),
+           f"They ask: {max((qa['question'] for qa in paragraph['qas']), key=len)}"]
+  assert held([f"ruler={material / 'ruler'}"], texts) == [[0], [], [], [], [0]]
+
+
+@pytest.mark.parametrize(("name", "content", "said"), [
+    ("absent.jsonl", None, "link to a file that does not exist"), ("broken.json", "{", "not JSON"),
+    ("empty.jsonl", '{"question": "too short"}', "holds no text of 13 words"), ("longbench2", None, "cannot be read")])
+def test_what_cannot_be_read_is_a_sentence(tmp_path, name, content, said):
+  if content is not None:
+    (tmp_path / name).write_text(content)
+  given = f"longbench2={tmp_path / 'none.json'}" if name == "longbench2" else str(tmp_path / name)
+  with pytest.raises(UserError, match=said):
+    load([given])
+
+
+def test_without_a_benchmark_nothing_is_contaminated():
+  assert held([], make_texts(3, seed=0)) == [[], [], []]
