@@ -12,14 +12,22 @@ import pathlib
 import subprocess
 import sys
 
+from policylong import paper
+from policylong.aot import hours
+from policylong.config import Retrieval
+from policylong.retrieval.pieces import index_memory, piece_ranges
+
 CONFIGS = ("qwen0_5b_128k", "qwen1_5b_128k", "qwen3b_128k", "qwen7b_128k")
 PROGRAMS = ("train", "score", "verify", "embed")
 FOLDER = pathlib.Path(__file__).parents[1] / "docs"
 FOUND = FOLDER / "pods.json"
-# Anchors of a root that the run's hours reckon with: 2.3% of its tokens lie two standard deviations above a mean.
-ANCHORS = 35
 # What embedding is reckoned for; 2,048 characters are about 512 tokens.
 CHUNKS, CHUNK_TOKENS = 10_000_000, 512
+# The corpora that the index is reckoned for (the last is EntropyLong's), and the numbers of Qwen3-Embedding's vectors.
+CORPORA, DIMS = (10_000_000, 100_000_000, 644_000_000), (1024, 512, 256)
+# A slice of 64 chips has 16 hosts of four chips; memory of such a host, GB (Google's machine types ct5lp-hightpu-4t,
+# ct5p-hightpu-4t, ct6e-standard-4t), half of which is left to the index.
+SLICE_HOSTS, HOST_GB = 16, {"v5e": 192, "v5p": 448, "v6e": 720}
 
 
 def main():
@@ -62,11 +70,11 @@ def page(found: dict) -> str:
   table = "\n".join(["| config | slice | program | fits | peak GiB | arguments + temporaries GiB | of | "
                      "tokens a step and device | step s | tokens/s a device | MFU |",
                      "|---|---|---|---|---|---|---|---|---|---|---|", *rows])
-  hours = "\n".join(["| config | slice | tokens scored for each trained on | training h | scan h | verification h | "
-                     "together h | screening | embedding h |", "|---|---|---|---|---|---|---|---|---|", *runs])
+  hour_table = "\n".join(["| config | slice | tokens scored for each trained on | training h | scan h | verification "
+                          "h | together h | screening | embedding h |", "|" + "---|" * 9, *runs])
   left = f"\n\nNot compiled yet: {', '.join(missing)}.\n" if missing else ""
-  for name, value in {"programs": table + left, "hours": hours, "anchors": ANCHORS, "chunks": f"{CHUNKS:,}",
-                      "chunk_tokens": CHUNK_TOKENS}.items():
+  for name, value in {"programs": table + left, "hours": hour_table, "index": index_table(), "anchors": hours.ANCHORS,
+                      "chunks": f"{CHUNKS:,}", "chunk_tokens": CHUNK_TOKENS}.items():
     text = text.replace("{{" + name + "}}", str(value))
   return text
 
@@ -91,26 +99,39 @@ def row(name: str, values: dict) -> str:
 
 
 def run_hours(name: str, topology: str, config, here: dict, budget: float | None) -> str:
-  """A row of the hours; without a budget every row of every root that a round needs is scored.
+  """A row of the hours; without a budget every row of every root that a round needs is scored."""
+  found, embed = hours.of_run(config, here, budget), here["embed"]
+  embedding = CHUNKS * CHUNK_TOKENS / embed["tokens"] * embed["estimated_step_seconds"] / 3600
+  return (f"| {name} | {topology} | {found.scored:.1f}{' (all rows)' if budget is None else ''} | {found.train:.1f} | "
+          f"{found.scan:.2f} | {found.verify:.1f} | {found.together:.1f} | {1 - found.train / found.together:.0%} | "
+          f"{embedding:.2f} |")
 
-  As many negatives come as fit, so that each root with positives is a sequence: a round needs as many roots as it
-  reads sequences, where all of them have positives.
-  """
-  rate = {program: values["tokens"] / values["estimated_step_seconds"] for program, values in here.items()}
-  training, screening = config.training, config.screening
-  sequences = config.rounds * training.steps_per_round * training.batch_size
-  trained, roots = sequences * config.synthesis.sequence_length, sequences
-  scan, rows = roots * screening.root_tokens, roots * (
-      min(ANCHORS, screening.max_anchors_per_root) * screening.top_k + screening.control_chunks)
-  scored = scan + rows * (screening.root_tokens + screening.max_chunk_tokens)
-  if budget is not None:
-    scored = min(scored, budget * trained)
-  hours = {"train": trained / rate["train"], "score": scan / rate["score"], "verify": (scored - scan) / rate["verify"]}
-  hours = {program: seconds / 3600 for program, seconds in hours.items()}
-  total, embedding = sum(hours.values()), CHUNKS * CHUNK_TOKENS / rate["embed"] / 3600
-  return (f"| {name} | {topology} | {scored / trained:.1f}{' (all rows)' if budget is None else ''} | "
-          f"{hours['train']:.1f} | {hours['score']:.2f} | {hours['verify']:.1f} | {total:.1f} | "
-          f"{1 - hours['train'] / total:.0%} | {embedding:.2f} |")
+
+def index_table() -> str:
+  """What the index of a corpus takes, by arithmetic on what benchmarks.index_memory measured of smaller ones."""
+  values = paper.config().retrieval
+  lines = ["| chunks | numbers | disk, GB | pieces | built with, GB a host | ScaNN's index, GB in all | GB a host of "
+           f"{SLICE_HOSTS} | least hosts " + ", ".join(f"{chip} ({gb} GB)" for chip, gb in HOST_GB.items())
+           + f" | exact, GB of a device of each of {SLICE_HOSTS} hosts |", "|" + "---|" * 9]
+  for chunks in CORPORA:
+    for dim in DIMS:
+      config = Retrieval(**{**values.to_dict(), "dim": dim})
+      exact = Retrieval(**{**values.to_dict(), "dim": dim, "index": "exact"})
+      whole, shared = (index_memory(config, chunks, dim, processes) for processes in (1, SLICE_HOSTS))
+      least = ", ".join(str(least_hosts(config, chunks, dim, gb)) for gb in HOST_GB.values())
+      lines.append(f"| {chunks:,} | {dim} | {whole.disk / 1e9:,.0f} | "
+                   f"{len(piece_ranges(chunks, dim, config.piece_gib))} | {whole.build / 1e9:.1f} | "
+                   f"{whole.search / 1e9:,.0f} | {shared.search / 1e9:,.1f} | {least} | "
+                   f"{index_memory(exact, chunks, dim, SLICE_HOSTS).search / 1e9:,.1f} |")
+  return "\n".join(lines)
+
+
+def least_hosts(config: Retrieval, chunks: int, dim: int, gb: float) -> int:
+  """The fewest hosts of so much memory of which the index takes no more than half."""
+  hosts = 1
+  while index_memory(config, chunks, dim, hosts).search > gb * 1e9 / 2:
+    hosts += 1
+  return hosts
 
 
 if __name__ == "__main__":

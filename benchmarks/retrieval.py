@@ -27,7 +27,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--rows", type=int, default=100_000, help="made-up rows (default: %(default)s)")
   parser.add_argument("--dim", type=int, default=384, help="their dimension (default: %(default)s)")
-  parser.add_argument("--rows-from", type=pathlib.Path, help="folder of vectors (00000.npy ...) to use instead")
+  parser.add_argument("--rows-from", type=pathlib.Path, help="folder of vectors (00000.npz ...) to use instead")
   parser.add_argument("--leaves", type=int, help="ScaNN leaves (default: sqrt(rows), brute force below 20,000)")
   parser.add_argument("--queries", type=int, default=1000, help="how many (default: %(default)s)")
   parser.add_argument("--json", type=pathlib.Path, help="also write the results here")
@@ -100,10 +100,10 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def stored(directory: pathlib.Path) -> np.ndarray:
-  paths = sorted(directory.glob("[0-9]*.npy"))
+  paths = sorted(directory.glob("[0-9]*.npz"))
   if not paths:
-    raise UserError(f"{directory} holds no vectors (00000.npy ...): give a rows-<version> folder of a cache_dir")
-  return np.concatenate([np.load(path, allow_pickle=False) for path in paths])
+    raise UserError(f"{directory} holds no vectors (00000.npz ...): give a rows-<version> folder of a cache_dir")
+  return np.concatenate([np.load(path, allow_pickle=False)["rows"] for path in paths]).astype(np.float32)
 
 
 def table(results: dict) -> str:

@@ -112,8 +112,10 @@ def run_here(cell: Cell, grid: Grid, directory: pathlib.Path) -> None:
   workdir = directory / "runs" / cell.folder
   with hosts.joined(None, None, None, cell.config.mesh.simulated_devices):
     loop.run(cell.config, workdir)
-  numbers = run_numbers(workdir) | (grid.measure(workdir) if grid.measure else {})
-  write_json(outcome_path(cell, directory), {"numbers": numbers, "config": json.loads(config_lib.to_json(cell.config))})
+    numbers = run_numbers(workdir) | (grid.measure(workdir) if grid.measure else {})  # of several hosts, by all of them
+    if hosts.is_first():
+      write_json(outcome_path(cell, directory),
+                 {"numbers": numbers, "config": json.loads(config_lib.to_json(cell.config))})
 
 
 def _named(grid: Grid, folder: str) -> Cell:

@@ -93,18 +93,27 @@ class Retrieval:
   embedder_max_tokens: int
   embedder_batch: int
   query_instruction: str
+  dim: int | None
   index: str
   leaves: int | None
   target_recall: float
+  piece_gib: float
 
   def __post_init__(self):
     _one_of("retrieval.embedder", self.embedder, ("minilm", "qwen3", "hashed"))
+    if self.dim is not None:
+      _at_least("retrieval.dim", self.dim, 1)
+      if self.embedder == "minilm":
+        raise ConfigError(f"retrieval.dim is {self.dim}, but retrieval.embedder 'minilm' was not trained so that the "
+                          "first numbers of a vector mean anything alone: set it to None, or take 'qwen3'")
     _one_of("retrieval.index", self.index, ("exact", "scann"))
     _at_least("retrieval.embedder_batch", self.embedder_batch, 1)
     _at_least("retrieval.embedder_max_tokens", self.embedder_max_tokens, 8)
     if self.leaves is not None:
       _at_least("retrieval.leaves", self.leaves, 1)
     _between("retrieval.target_recall", self.target_recall, 0.5, 1.0)
+    if not (self.piece_gib > 0 and math.isfinite(self.piece_gib)):
+      raise ConfigError(f"retrieval.piece_gib is {self.piece_gib}; it must be above 0")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,6 +25,14 @@ class UserError(Exception):
   """Bad input; `str(error)` is one sentence that says what was found and what is wanted."""
 
 
+class Damaged(UserError):
+  """A file does not hold what was written to it; who can make it again catches this, and a person reads it."""
+
+  def __init__(self, path, reason: str, remedy: str = "put a whole copy in its place, or begin again elsewhere"):
+    super().__init__(f"{path} is damaged ({reason}): {remedy}")
+    self.path, self.reason = path, reason
+
+
 def optional_import(name: str, extra: str, who: str) -> types.ModuleType:
   """The module `name` of a package that a plain install leaves out.
 

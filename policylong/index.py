@@ -21,6 +21,7 @@ from policylong.corpus.store import Corpus, open_corpus
 from policylong.errors import UserError, run_command
 from policylong.retrieval.embedders import Embedder, make_embedder
 from policylong.retrieval.index import VectorIndex
+from policylong.retrieval.pieces import PiecedIndex
 from policylong.retrieval.scann_index import ScannIndex
 from policylong.retrieval.store import open_index
 from policylong.storage import hub
@@ -36,8 +37,9 @@ def build(arguments: argparse.Namespace) -> None:
   retrieval = config_lib.Retrieval(
       embedder=arguments.embedder, embedder_path=hub.folder(arguments.embedder_path),
       embedder_sha256=arguments.embedder_sha256, embedder_max_tokens=arguments.max_tokens,
-      embedder_batch=arguments.batch, query_instruction=arguments.instruction, index=arguments.index,
-      leaves=arguments.leaves, target_recall=arguments.target_recall)
+      embedder_batch=arguments.batch, query_instruction=arguments.instruction, dim=arguments.dim,
+      index=arguments.index, leaves=arguments.leaves, target_recall=arguments.target_recall,
+      piece_gib=arguments.piece_gib)
   corpus = open_corpus(config_lib.Corpus(
       sources=(source_at("input", str(arguments.input)),), root_sources=(), chunk_chars=arguments.chunk_chars,
       cache_dir=paths.Path(str(output)), prepared=None))
@@ -91,6 +93,8 @@ def open_built(directory: str | pathlib.Path) -> tuple[Corpus, Embedder, VectorI
 
 
 def _describe(index: VectorIndex) -> str:
+  if isinstance(index, PiecedIndex):
+    return f"{len(index.pieces)} pieces, the first: {_describe(index.pieces[0])}"
   if not isinstance(index, ScannIndex):
     return "exact search"
   if not index.leaves:
@@ -121,9 +125,12 @@ def _parser() -> argparse.ArgumentParser:
   builder.add_argument("--max-tokens", type=int, default=256, help="longer texts are cut")
   builder.add_argument("--batch", type=int, default=8, help="texts of --max-tokens that a device embeds at once")
   builder.add_argument("--instruction", default="", help="what a query asks for; qwen3 only")
+  builder.add_argument("--dim", type=int, help="numbers of a vector that are kept; None: all; qwen3 and hashed only")
   builder.add_argument("--index", choices=("scann", "exact"), default="scann", help="how it is searched")
   builder.add_argument("--leaves", type=int, help="ScaNN leaves; None: about sqrt(chunks) from 20,000 chunks on")
   builder.add_argument("--target-recall", type=float, default=0.95, help="recall@10 that a tree is tuned to")
+  builder.add_argument("--piece-gib", type=float, default=16.0,
+                       help="memory that building a piece of ScaNN's index may take, GiB")
   builder.add_argument("--chunk-chars", type=int, default=2048, help="characters of whole paragraphs in a chunk")
   builder.add_argument("--seed", type=int, default=0, help="chooses the queries for the tuning")
   builder.set_defaults(run=build)

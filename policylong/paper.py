@@ -96,12 +96,18 @@ def config() -> ConfigDict:
           "embedder_batch": 256,
           # What a query asks for; used by qwen3 only.
           "query_instruction": "Given a passage, retrieve passages that help to predict how it goes on",
+          # Numbers of a vector that are kept, the first ones, scaled to length 1 again; None: all. For qwen3, which is
+          # trained so (32 or more of 1024), and hashed; half of them halve the index.
+          "dim": optional(),
           # scann or exact.
           "index": "scann",
           # ScaNN partitions; None: about sqrt(chunks) from 20,000 chunks on, brute force below.
           "leaves": optional(),
           # ScaNN searches as many leaves as recall@10 against exact search needs on real queries.
           "target_recall": 0.95,
+          # Memory that building a piece of ScaNN's index may take at its peak, in GiB: a larger corpus has several
+          # pieces, built one after the other, searched as one and dealt out to the processes (docs/retrieval.md).
+          "piece_gib": 16.0,
       },
       "screening": {
           # Root documents that a round may screen, none twice (E: 100K in all); it ends when its sequences are filled.

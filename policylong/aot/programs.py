@@ -58,7 +58,7 @@ def _traced_forward(config, model, mesh, program):
 
   from policylong.devices.mesh import AXES, on_each_device
   from policylong.model.qwen import abstract_params
-  from policylong.retrieval.qwen_embedder import encode
+  from policylong.retrieval.qwen_embedder import checked_dim, encode
   from policylong.screening.scorer import Programs
   from policylong.training.flops import score_flops
 
@@ -69,7 +69,9 @@ def _traced_forward(config, model, mesh, program):
   arrays: tuple
   if program == "embed":
     rows, read, dtype = mesh.size * config.retrieval.embedder_batch, 0, "bfloat16"
-    function, arrays = on_each_device(functools.partial(encode, config=model), mesh, 2), (of_rows(width), of_rows())
+    dim = checked_dim(config.retrieval.dim, model.embed_dim, config.retrieval.embedder_path)
+    function = on_each_device(functools.partial(encode, config=model, dim=dim), mesh, 2)
+    arrays = of_rows(width), of_rows()
   else:
     rows, dtype = mesh.size * max(1, screening.tokens_per_batch // width), config.model.scoring_dtype
     programs = Programs(model, mesh, jnp.dtype(dtype))

@@ -1,11 +1,16 @@
 """What an embedder is, and the one that a config names."""
 
+import pathlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from policylong import config as config_lib
+from policylong.errors import UserError
+from policylong.model import hf
+from policylong.retrieval import minilm, qwen_embedder
+from policylong.retrieval.hashed import DIM as HASHED_DIM
 from policylong.retrieval.hashed import HashedNgrams
 from policylong.retrieval.minilm import MiniLM
 from policylong.retrieval.qwen_embedder import QwenEmbedder
@@ -39,10 +44,27 @@ def make_embedder(config: config_lib.Retrieval) -> Embedder:
     UserError: its files are missing, damaged, of another model or hash.
   """
   if config.embedder == "hashed":
-    return HashedNgrams()
+    return HashedNgrams(embedder_dim(config))
   check_regular(config.embedder_path)
   settings: dict[str, Any] = {"sha256": config.embedder_sha256, "max_tokens": config.embedder_max_tokens,
               "batch": config.embedder_batch}
   if config.embedder == "qwen3":
-    return QwenEmbedder(config.embedder_path, instruction=config.query_instruction, **settings)
+    return QwenEmbedder(config.embedder_path, instruction=config.query_instruction, dim=config.dim, **settings)
   return MiniLM(config.embedder_path, **settings)
+
+
+def embedder_dim(config: config_lib.Retrieval) -> int:
+  """D of the config's embedder; of its files the config alone is read.
+
+  Raises:
+    UserError: that is missing or damaged, or `retrieval.dim` is none that the model has.
+  """
+  if config.embedder == "minilm":
+    return minilm.read_config(pathlib.Path(config.embedder_path) / "config.json").hidden_size
+  if config.embedder == "qwen3":
+    path = pathlib.Path(config.embedder_path)
+    return qwen_embedder.checked_dim(config.dim, hf.read_model_config(path).embed_dim, path)
+  if (dim := config.dim or HASHED_DIM) > HASHED_DIM:
+    raise UserError(f"retrieval.dim is {dim}, and the vectors of retrieval.embedder 'hashed' have {HASHED_DIM} "
+                    "numbers: choose a smaller number, or None for all")
+  return dim

@@ -16,7 +16,7 @@ _BLOCK = 4096
 
 
 class ExactIndex:
-  """All rows as float32 on the default device, in blocks; the highest dot products by brute force.
+  """All rows on the default device, in blocks; the highest dot products by brute force, in float32.
 
   Attributes:
     num_rows: N.
@@ -24,10 +24,10 @@ class ExactIndex:
   """
 
   def __init__(self, rows: np.ndarray, of_rows: int = 0):
-    """Keeps rows float32[N, D].
+    """Keeps rows [N, D].
 
     Args:
-      rows: vectors of length 1.
+      rows: vectors of length 1, float16 or float32: so they are kept.
       of_rows: how many rows the index has that these are a part of, if they are: blocks of the same size give
         scores of the same bits.
 
@@ -38,9 +38,9 @@ class ExactIndex:
     self.num_rows, self.dim = rows.shape
     size = min(_BLOCK, max(self.num_rows, of_rows))
     count = -(-self.num_rows // size)
-    padded = np.zeros((count * size, self.dim), np.float32)
-    padded[:self.num_rows] = rows
-    self._blocks = jnp.asarray(padded.reshape(count, size, self.dim))
+    if count * size > self.num_rows:
+      rows = np.concatenate([rows, np.zeros((count * size - self.num_rows, self.dim), rows.dtype)])
+    self._blocks = jnp.array(rows.reshape(count, size, self.dim))
 
   def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """See `VectorIndex.search`; equal scores come with the lower row first."""
@@ -59,12 +59,12 @@ class ExactIndex:
 
 @functools.partial(jax.jit, static_argnames="k")
 def _search(blocks: jax.Array, queries: jax.Array, num_rows: int, *, k: int) -> tuple[jax.Array, jax.Array]:
-  """Top k of blocks float32[count, size, D], of which the first `num_rows` rows are real."""
+  """Top k of blocks [count, size, D], of which the first `num_rows` rows are real."""
   count, size, _ = blocks.shape
 
   def step(best, numbered):
     number, block = numbered
-    scores = jnp.matmul(queries, block.T, precision=lax.Precision.HIGHEST)
+    scores = jnp.matmul(queries, block.T.astype(jnp.float32), precision=lax.Precision.HIGHEST)
     row = number * size + jnp.arange(size, dtype=jnp.int32)
     scores = jnp.where(row < num_rows, scores, -jnp.inf)
     values, places = lax.top_k(scores, min(k, size))

@@ -15,6 +15,8 @@ import numpy as np
 
 from policylong.retrieval.files import version_of
 
+# Places to hash into, unless a config wants fewer.
+DIM = 512
 _WORD = re.compile(r"\w+")
 # Character n-grams of a word catch its other forms; they weigh less than the word itself.
 _CHARACTERS = 4
@@ -29,7 +31,7 @@ class HashedNgrams:
     dim: the length of a vector.
   """
 
-  def __init__(self, dim: int = 512):
+  def __init__(self, dim: int = DIM):
     """`dim` places to hash into."""
     self.dim = dim
     self.version = version_of(kind="hashed", dim=dim, characters=_CHARACTERS, weight=_CHARACTER_WEIGHT)

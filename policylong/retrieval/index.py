@@ -1,4 +1,4 @@
-"""What a vector index is, and the checks that stand before every one of them."""
+"""What a vector index is, the checks that stand before every one of them, and how several lists of hits become one."""
 
 from typing import Protocol
 
@@ -28,12 +28,12 @@ class VectorIndex(Protocol):
 
 
 def checked_rows(rows: np.ndarray) -> np.ndarray:
-  """Rows as contiguous float32[N, D], N at least 1.
+  """Rows as contiguous [N, D], N at least 1: float16 as they are, others as float32.
 
   Raises:
     UserError: there is none, or one holds NaN or infinity (native code would abort the process).
   """
-  rows = np.ascontiguousarray(rows, np.float32)
+  rows = np.ascontiguousarray(rows, None if rows.dtype == np.float16 else np.float32)
   if rows.ndim != 2:
     raise ValueError(f"rows have shape {rows.shape}, wanted [N, D]")
   if not len(rows):
@@ -63,6 +63,12 @@ def checked_queries(queries: np.ndarray, dim: int, k: int) -> np.ndarray:
 def nothing(n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
   """The answer without a hit: rows -1, scores -inf, both [n, k]."""
   return np.full((n, k), -1, np.int32), np.full((n, k), -np.inf, np.float32)
+
+
+def merge(rows: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+  """The k best of each line of hits, rows int32[n, m] and scores float32[n, m]: of equal scores the lower row first."""
+  order = np.lexsort((rows, -scores), axis=1)[:, :k]
+  return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
 
 def _check_finite(vectors: np.ndarray, what: str, block: int = 65536) -> None:

@@ -81,7 +81,7 @@ class MiniLM:
       UserError: a file is missing, damaged, of another model or hash.
     """
     path = pathlib.Path(path)
-    self._config = _read_config(path / "config.json")
+    self._config = read_config(path / "config.json")
     if max_tokens > self._config.max_position_embeddings:
       raise UserError(f"retrieval.embedder_max_tokens is {max_tokens}, more than the "
                       f"{self._config.max_position_embeddings} positions of the model in {path}")
@@ -158,7 +158,12 @@ def _layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
   return centred * lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + eps) * scale + bias
 
 
-def _read_config(path: pathlib.Path) -> BertConfig:
+def read_config(path: pathlib.Path) -> BertConfig:
+  """The config.json of a BERT encoder.
+
+  Raises:
+    UserError: it is missing, or of something else.
+  """
   try:
     values = json.loads(path.read_text(encoding="utf-8"))
     config = BertConfig(**{name: kind(values[name]) for name, kind in get_type_hints(BertConfig).items()})

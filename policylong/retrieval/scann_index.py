@@ -14,11 +14,10 @@ import time
 import numpy as np
 from scann.scann_ops.py import scann_builder, scann_ops_pybind
 
-from policylong.errors import UserError
+from policylong.errors import Damaged, UserError
 from policylong.retrieval.exact import ExactIndex
 from policylong.retrieval.files import sha256_of
 from policylong.retrieval.index import checked_queries, checked_rows, nothing
-from policylong.retrieval.memory import available_bytes
 from policylong.storage.workdir import read_json, write_json
 
 # Below, comparing all rows is as fast as a tree.
@@ -30,8 +29,6 @@ TUNING_QUERIES = 1000
 _REORDERED = 150
 # The quantiser has 16 centres for each pair of dimensions and needs a row for each.
 LEAST_ROWS = 16
-# Peak while a tree is built, over the float32 rows themselves (measured; rows included).
-_BUILD_PEAK = 3.3
 # Queries are filled up to a multiple of it. ScaNN compares a handful of queries by another kernel, whose scores
 # differ in the last bit (measured: up to 6 of 16 dimensions, up to 34 of 1024, also as what is left over when it
 # cuts a batch into 256s); filled up, a query's scores depend on it alone.
@@ -40,6 +37,7 @@ _QUERIES = 64
 _RECALL_ENOUGH = 0.999
 _MANIFEST = "MANIFEST.json"
 _CURVE = "curve.json"
+_REMEDY = "delete the folder and build the index again"
 
 
 class ScannIndex:
@@ -62,7 +60,7 @@ class ScannIndex:
   @classmethod
   def build(cls, rows: np.ndarray, *, leaves: int | None, target_recall: float, queries: np.ndarray
             ) -> "ScannIndex":
-    """An index over rows float32[N, D].
+    """An index over rows [N, D], float16 or float32.
 
     Args:
       rows: vectors of length 1.
@@ -73,23 +71,26 @@ class ScannIndex:
       queries: float32[n, D], such as will be searched for; at most 1000 are used. Brute force needs none.
 
     Raises:
-      UserError: no row, NaN or infinity, more leaves than rows, too few rows for a tree, or too little memory.
+      UserError: no row, NaN or infinity, more leaves than rows, or too few rows for a tree.
     """
     rows = checked_rows(rows)
     leaves = number_of_leaves(len(rows), leaves)
-    _check_memory(rows, leaves)
     count, dim = rows.shape
-    builder = scann_ops_pybind.builder(rows, TUNED_AT, "dot_product")
+    if leaves:
+      if not len(queries):
+        raise ValueError("a tree is tuned on queries, and there are none")
+      queries = checked_queries(queries[:TUNING_QUERIES], dim, TUNED_AT)
+      truth, _ = ExactIndex(rows).search(queries, TUNED_AT)  # before the tree, which needs the memory
+    builder = scann_ops_pybind.builder(rows.astype(np.float32, copy=False), TUNED_AT, "dot_product")
+    del rows
     if not leaves:
       return cls(builder.score_brute_force().build(), count, dim, 0, 0, [])
-    if not len(queries):
-      raise ValueError("a tree is tuned on queries, and there are none")
     # ScaNN's default, random centres, gives another tree at each build; k-means++ gives the same bytes.
     searcher = (builder.tree(leaves, leaves, random_init=False)
                 .score_ah(2, anisotropic_quantization_threshold=0.2)
                 .reorder(_REORDERED, quantize=scann_builder.ReorderType.BFLOAT16).build())
     index = cls(searcher, count, dim, leaves, leaves, [])
-    index._tune(checked_queries(queries[:TUNING_QUERIES], index.dim, TUNED_AT), rows, target_recall)
+    index._tune(queries, truth, target_recall)
     return index
 
   def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -115,48 +116,56 @@ class ScannIndex:
     order = np.lexsort((rows, -scores), axis=1)
     return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
-  def save(self, directory: str | os.PathLike) -> None:
-    """Writes the index into a folder that is made; its manifest with the hash of each file comes last."""
+  def save(self, directory: str | os.PathLike, of: str) -> None:
+    """Writes the index into a folder that is made; its manifest with the hash of each file comes last.
+
+    Args:
+      directory: the folder.
+      of: what it is the index of.
+    """
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True)
     self._searcher.serialize(str(directory), relative_path=True)  # by default the paths would be absolute
     write_json(directory / _CURVE, {"recall_at": TUNED_AT, "leaves": self.leaves,
                                     "leaves_to_search": self.leaves_to_search, "curve": self.curve})
     write_json(directory / _MANIFEST, {
-        "kind": "scann", "rows": self.num_rows, "dim": self.dim, "leaves": self.leaves,
+        "kind": "scann", "of": of, "rows": self.num_rows, "dim": self.dim, "leaves": self.leaves,
         "leaves_to_search": self.leaves_to_search,
         "files": {path.name: sha256_of(path) for path in sorted(directory.iterdir())}})
 
   @classmethod
-  def load(cls, directory: str | os.PathLike) -> "ScannIndex":
+  def load(cls, directory: str | os.PathLike, of: str) -> "ScannIndex":
     """Reads what `save` wrote.
 
     Raises:
-      UserError: the manifest is missing, or the files are not exactly those that it lists. ScaNN would unpickle
-        a file of document ids that it finds beside an index, so nothing else may lie there.
+      Damaged: it is the index of something else, or the files are not exactly those that its manifest lists. ScaNN
+        would unpickle a file of document ids that it finds beside an index, so nothing else may lie there.
     """
     directory = pathlib.Path(directory)
-    manifest = read_json(directory / _MANIFEST)
+    if not (directory / _MANIFEST).is_file():
+      raise Damaged(directory, f"it has no {_MANIFEST}", _REMEDY)
     try:
-      wanted, rows, dim = manifest["files"], int(manifest["rows"]), int(manifest["dim"])
+      manifest = read_json(directory / _MANIFEST)
+      wanted, rows, dim = dict(manifest["files"]), int(manifest["rows"]), int(manifest["dim"])
       leaves, to_search = int(manifest["leaves"]), int(manifest["leaves_to_search"])
-    except (KeyError, TypeError, ValueError) as error:
-      raise UserError(f"{directory / _MANIFEST} is no manifest of an index ({error!r})") from error
+      found_of = manifest["of"]
+    except (UserError, KeyError, TypeError, ValueError) as error:
+      raise Damaged(directory / _MANIFEST, f"it is no manifest of an index, {error!r}", _REMEDY) from error
+    if found_of != of:
+      raise Damaged(directory, f"it is the index of {found_of}, wanted {of}", _REMEDY)
     found = {path.name for path in directory.iterdir()} - {_MANIFEST}
     if found != set(wanted) or any(name.endswith(".pkl") for name in found):
-      raise UserError(f"{directory} holds {', '.join(sorted(found))}, but its manifest lists "
-                      f"{', '.join(sorted(wanted))}: delete the folder and build the index again")
+      raise Damaged(directory, f"it holds {', '.join(sorted(found))}, and its manifest lists "
+                               f"{', '.join(sorted(wanted))}", _REMEDY)
     for name, sha256 in wanted.items():
       if (actual := sha256_of(directory / name)) != sha256:
-        raise UserError(f"{directory / name} has sha256 {actual}, wanted {sha256}: delete the folder and build "
-                        "the index again")
+        raise Damaged(directory / name, f"it has sha256 {actual}, wanted {sha256}", _REMEDY)
     curve = read_json(directory / _CURVE)["curve"]
     return cls(scann_ops_pybind.load_searcher(str(directory), assets_backcompat_shim=False), rows, dim, leaves,
                to_search, curve)
 
-  def _tune(self, queries: np.ndarray, rows: np.ndarray, target: float) -> None:
+  def _tune(self, queries: np.ndarray, truth: np.ndarray, target: float) -> None:
     """Takes the fewest leaves whose recall@10 reaches `target`, measured against exact search."""
-    truth, _ = ExactIndex(rows).search(queries, TUNED_AT)
     for leaves in _steps(self.leaves):
       self.leaves_to_search = leaves
       start = time.perf_counter()
@@ -202,14 +211,3 @@ def _steps(leaves: int) -> list[int]:
   """1, 2, 3, 4, 6, 8, 12, ... and all."""
   steps = {2 ** i for i in range(leaves.bit_length())} | {3 * 2 ** i for i in range(leaves.bit_length())}
   return sorted(step for step in steps | {leaves} if step <= leaves)
-
-
-def _check_memory(rows: np.ndarray, leaves: int) -> None:
-  """Says what a build needs beyond the rows, which are there already, and refuses what cannot be."""
-  needed = int(rows.nbytes * ((_BUILD_PEAK - 1) if leaves else 1))
-  available = available_bytes()
-  sentence = (f"the index over {len(rows):,} rows of {rows.shape[1]} dimensions needs {needed / 1e9:.2f} GB beside "
-              f"the rows to be built, and {available / 1e9:.2f} GB of memory are free")
-  logging.info("%s", sentence)
-  if needed > available:
-    raise UserError(f"{sentence}: free some, or take a larger machine")

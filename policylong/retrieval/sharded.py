@@ -3,7 +3,7 @@
 import numpy as np
 
 from policylong.devices import hosts
-from policylong.retrieval.index import VectorIndex, checked_queries, nothing
+from policylong.retrieval.index import VectorIndex, checked_queries, merge, nothing
 
 # Queries that are answered at a time: 1024 with 144 hits each are 1.2 MB from every process.
 _QUERIES = 1024
@@ -12,8 +12,8 @@ _QUERIES = 1024
 class ShardedIndex:
   """The rows of every process behind one `search`, which all processes call together with the same k.
 
-  Equal to one index over all rows where each part is exact: a row's score does not depend on the part it is
-  in. Parts that are ScaNN trees are each within their own tuned recall.
+  Equal to one index over the same rows, or over the same pieces, in one process: a row's score does not depend on the
+  part it is in.
 
   Attributes:
     num_rows: N, of all processes.
@@ -49,9 +49,3 @@ class ShardedIndex:
       return nothing(len(queries), k)
     rows, scores = self._part.search(queries, k)
     return np.where(rows < 0, rows, rows + np.int32(self._first_row)), scores
-
-
-def merge(rows: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-  """The k best of each line of hits, rows int32[n, m] and scores float32[n, m]: of equal scores the lower row first."""
-  order = np.lexsort((rows, -scores), axis=1)[:, :k]
-  return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)

@@ -2,54 +2,45 @@
 
 In `cache_dir`:
 
-  rows-<version>/00000.npy ...   the chunks' vectors, float32[2048, D] a file, by embedder and corpus
-  rows-<version>/MANIFEST.json   the sha256 of each, written when all are there
-  index-<version>/               ScaNN's files, curve.json and MANIFEST.json, by rows and index settings
+  rows-<version>/     the chunks' vectors, by embedder and corpus: see rows.py
+  index-<version>/    a piece of ScaNN's index: its files, curve.json and MANIFEST.json, by rows and index settings
 
-Of several processes each embeds and indexes a part of the rows, whole files of them: with a manifest and an
-index of its own, whether they share the folder or not.
+Of several processes each embeds a part of the rows, whole files of them. An exact index is shared out likewise; of
+ScaNN's each process builds and holds some of the pieces, which are the same for any number of processes. A process that
+does not see what another embedded, as they share no folder, embeds what its pieces need.
 
-Every file of vectors is written to a temporary and renamed, and an index is a folder that is renamed when
-whole: a process that is killed at any instant is gone on with by the next, which ends with the same bytes.
+A folder of a piece is renamed when whole: a process that is killed at any instant is gone on with by the next, which
+ends with the same bytes and has lost one file of vectors, or one piece. What is damaged is made again.
 """
 
-import contextlib
-import fcntl
+import functools
 import importlib.metadata
 import logging
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
-from typing import Protocol
+import time
+from collections.abc import Callable
 
 import numpy as np
 
 from policylong import config as config_lib
 from policylong import paths
 from policylong.devices import hosts
-from policylong.errors import UserError
+from policylong.errors import Damaged, UserError
+from policylong.retrieval import memory
 from policylong.retrieval.embedders import Embedder
 from policylong.retrieval.exact import ExactIndex
-from policylong.retrieval.files import sha256_of, version_of
+from policylong.retrieval.files import version_of
 from policylong.retrieval.index import VectorIndex
-from policylong.retrieval.scann_index import LEAST_ROWS, TUNING_QUERIES, ScannIndex, number_of_leaves
+from policylong.retrieval.pieces import PiecedIndex, index_memory, piece_leaves, piece_ranges
+from policylong.retrieval.rows import Chunks, StoredRows
+from policylong.retrieval.scann_index import TUNING_QUERIES, ScannIndex, number_of_leaves
 from policylong.retrieval.sharded import ShardedIndex
-from policylong.storage.progress import Bar
-from policylong.storage.workdir import read_json, write_json
 
-SHARD_ROWS = 2048
 _QUERY_WORDS = 30
-_MANIFEST = "MANIFEST.json"
 
-
-class Chunks(Protocol):
-  """What is asked of a corpus."""
-  version: str
-  num_chunks: int
-
-  def chunk_text(self, row: int) -> str:
-    """The text of a chunk."""
+log = logging.getLogger(__name__)
 
 
 def open_index(corpus: Chunks, embedder: Embedder, config: config_lib.Retrieval, cache_dir: str | os.PathLike,
@@ -66,57 +57,48 @@ def open_index(corpus: Chunks, embedder: Embedder, config: config_lib.Retrieval,
     seed: chooses the queries that a tree of ScaNN is tuned on.
 
   Raises:
-    UserError: the corpus has no chunk or fewer than there should be leaves, what is stored is damaged, or
-      there is too little memory.
+    UserError: the corpus has no chunk or fewer than there should be leaves, or there is too little memory.
   """
   if not corpus.num_chunks:
     raise UserError("the corpus has 0 chunks, wanted at least 1: nothing can be retrieved from it")
   number_of_leaves(corpus.num_chunks, config.leaves)  # refuses what fits no corpus of this size
-  files = hosts.share(-(-corpus.num_chunks // SHARD_ROWS))
-  part = range(files.start * SHARD_ROWS, min(files.stop * SHARD_ROWS, corpus.num_chunks))
   cache = paths.local(os.fspath(cache_dir))
-  index = _open_part(corpus, part, embedder, config, cache, seed) if part else None
-  if hosts.count() == 1:
-    return index
-  return ShardedIndex(index, part.start, corpus.num_chunks, embedder.dim)
-
-
-def _open_part(corpus: Chunks, part: range, embedder: Embedder, config: config_lib.Retrieval, cache: pathlib.Path,
-               seed: int) -> VectorIndex:
-  """The index over the chunks of `part`, at least one; row r of it is the part's r-th."""
-  rows_version = version_of(embedder=embedder.version, corpus=corpus.version, shard=SHARD_ROWS)
-  directory = cache / f"rows-{rows_version}"
+  stored = StoredRows(corpus, embedder, cache)
   if config.index == "exact":
-    with _lock(directory, part):
-      return ExactIndex(_rows(corpus, part, embedder, directory), of_rows=corpus.num_chunks)
-  whole = len(part) == corpus.num_chunks
-  wanted = config.leaves
-  if wanted is not None and not whole:
-    # Leaves as large as those of a tree over all rows; of too few rows for a tree, all are compared.
-    wanted = max(1, round(wanted * len(part) / corpus.num_chunks)) if len(part) >= LEAST_ROWS else None
-  leaves = number_of_leaves(len(part), wanted)
-  # A tree depends on the queries it is tuned on, brute force on nothing but the rows.
-  settings = {"target_recall": config.target_recall, "seed": seed} if leaves else {}
-  if not whole:
-    settings |= {"first": part.start, "last": part.stop}
-  version = version_of(rows=rows_version, leaves=leaves, scann=importlib.metadata.version("scann"), **settings)
-  with _lock(directory, part):
-    target = cache / f"index-{version}"
-    if not target.exists():
-      rows = _rows(corpus, part, embedder, directory)
-      queries = embedder.embed_queries(sample_queries(corpus, TUNING_QUERIES, seed)) if leaves else rows[:0]
-      index = ScannIndex.build(rows, leaves=wanted, target_recall=config.target_recall, queries=queries)
-      temporary = cache / f"index-{version}.building"
-      shutil.rmtree(temporary, ignore_errors=True)  # of a build that was killed: ours, as the lock is
-      index.save(temporary)
-      os.rename(temporary, target)
-    index = ScannIndex.load(target)
-  if (index.num_rows, index.dim) != (len(part), embedder.dim):
-    raise UserError(f"{target} has {index.num_rows} rows of {index.dim} dimensions, wanted {len(part)} of "
-                    f"{embedder.dim}: delete the folder and start again")
-  logging.info("index: %s rows, %s", f"{index.num_rows:,}",
-               f"{index.leaves_to_search} of {index.leaves} leaves searched" if leaves else "brute force")
-  return index
+    check_memory(config, stored.num_rows, stored.dim, built=False)
+    files = hosts.share(stored.num_files)
+    stored.embed(files)
+    part = stored.of_files(files)
+    mine, first = ExactIndex(stored.read(part), of_rows=stored.num_rows) if part else None, part.start
+  else:
+    ranges = piece_ranges(stored.num_rows, stored.dim, config.piece_gib)
+    pieces = [_Piece(stored, ranges[number], config, cache, seed) for number in hosts.share(len(ranges))]
+    queries = functools.cache(lambda: embedder.embed_queries(sample_queries(corpus, TUNING_QUERIES, seed)))
+    mine, first = _open_pieces(pieces, stored, config, queries), pieces[0].rows.start if pieces else 0
+  if hosts.count() == 1:
+    return mine
+  return ShardedIndex(mine, first, corpus.num_chunks, embedder.dim)
+
+
+def check_memory(config: config_lib.Retrieval, chunks: int, dim: int, built: bool) -> None:
+  """Says what the index of so many chunks will take of this host's memory, and refuses what is not there.
+
+  Args:
+    config: of the index.
+    chunks: of the corpus.
+    dim: numbers of a vector.
+    built: whether it is there and only to be searched.
+
+  Raises:
+    UserError: with both numbers.
+  """
+  needed, available = index_memory(config, chunks, dim, hosts.count()), memory.available_bytes()
+  sentence = (f"the index over {chunks:,} chunks, {dim} numbers each, takes {needed.build / 1e9:.2f} GB of memory to "
+              f"be built and {needed.search / 1e9:.2f} GB to be searched")
+  log.info("%s; %.2f GB are free", sentence, available / 1e9)
+  if max(0 if built else needed.build, needed.search) > available:
+    raise UserError(f"{sentence}, and {available / 1e9:.2f} GB are free: if building takes more, lower "
+                    f"retrieval.piece_gib = {config.piece_gib}; if searching, lower retrieval.dim or use more hosts")
 
 
 def sample_queries(corpus: Chunks, count: int, seed: int) -> list[str]:
@@ -131,62 +113,73 @@ def sample_queries(corpus: Chunks, count: int, seed: int) -> list[str]:
   return queries
 
 
-def _rows(corpus: Chunks, part: range, embedder: Embedder, directory: pathlib.Path) -> np.ndarray:
-  """The vectors of the chunks of `part`, float32[len(part), D]; embeds what is not on disk yet."""
-  directory.mkdir(parents=True, exist_ok=True)
-  rows = np.empty((len(part), embedder.dim), np.float32)
-  paths = [directory / f"{start // SHARD_ROWS:05d}.npy" for start in part[::SHARD_ROWS]]
-  whole = len(part) == corpus.num_chunks
-  manifest = directory / (_MANIFEST if whole else f"{paths[0].stem}-{paths[-1].stem}-{_MANIFEST}")
-  hashes = read_json(manifest)["files"] if manifest.exists() else {}
-  written = {}
-  there = sum(path.exists() for path in paths) * SHARD_ROWS
-  # `initial` is left out of the rate, so that it is this process's own.
-  with Bar(total=len(part), initial=min(there, len(part)), desc="embedding the corpus", unit="chunk",
-           disable=bool(hashes) or not hosts.is_first()) as bar:
-    for start, path in zip(part[::SHARD_ROWS], paths):
-      shard = rows[start - part.start:start - part.start + SHARD_ROWS]
-      if path.exists():
-        _read_shard(path, shard, hashes.get(path.name, ""))
-      else:
-        shard[:] = embedder.embed_documents([corpus.chunk_text(row) for row in range(start, start + len(shard))])
-        _write_shard(path, shard)
-        bar.update(len(shard))
-      written[path.name] = hashes.get(path.name) or sha256_of(path)
-  if not hashes:
-    write_json(manifest, {"rows": len(rows), "dim": embedder.dim, "files": written})
-  return rows
+class _Piece:
+  """Some rows of ScaNN's index: where they are kept, and how they are built."""
+
+  def __init__(self, stored: StoredRows, rows: range, config: config_lib.Retrieval, cache: pathlib.Path, seed: int):
+    self.rows, self._stored, self._target = rows, stored, config.target_recall
+    self._wanted = piece_leaves(len(rows), stored.num_rows, config.leaves)
+    self._leaves = leaves = number_of_leaves(len(rows), self._wanted)
+    # A tree depends on the queries it is tuned on, brute force on nothing but the rows.
+    settings = {"target_recall": config.target_recall, "seed": seed} if leaves else {}
+    settings |= {} if len(rows) == stored.num_rows else {"first": rows.start, "last": rows.stop}
+    self.path = cache / ("index-" + version_of(rows=stored.version, leaves=leaves,
+                                               scann=importlib.metadata.version("scann"), **settings))
+
+  def build(self, queries: Callable[[], np.ndarray]) -> None:
+    """Builds it, unless it is there; `queries` gives what a tree is tuned on."""
+    with self._stored.lock(self.rows):
+      if self.path.exists():
+        return
+      began = time.monotonic()
+      index = ScannIndex.build(self._stored.read(self.rows), leaves=self._wanted, target_recall=self._target,
+                               queries=queries() if self._leaves else np.zeros((0, self._stored.dim), np.float32))
+      temporary = self.path.with_suffix(".building")
+      shutil.rmtree(temporary, ignore_errors=True)  # of a build that was killed: ours, as the lock is
+      index.save(temporary, self.path.name)
+      os.rename(temporary, self.path)
+      log.info("index: rows %d to %d built in %.0f s, %s", self.rows.start, self.rows.stop, time.monotonic() - began,
+               f"{index.leaves_to_search} of {index.leaves} leaves searched" if index.leaves else "brute force")
+    del index
+    memory.give_back()
+
+  def opened(self, queries: Callable[[], np.ndarray]) -> ScannIndex:
+    """The index; what was built and is damaged is built again."""
+    try:
+      return self._load()
+    except Damaged as error:
+      log.warning("%s is damaged (%s): rows %d to %d of the index are built again", error.path, error.reason,
+                  self.rows.start, self.rows.stop)
+    self._remove()
+    self.build(queries)
+    return self._load()
+
+  def _load(self) -> ScannIndex:
+    index = ScannIndex.load(self.path, self.path.name)
+    if (index.num_rows, index.dim) != (len(self.rows), self._stored.dim):
+      raise Damaged(self.path, f"it has {index.num_rows} rows of {index.dim} numbers, wanted {len(self.rows)} of "
+                               f"{self._stored.dim}")
+    return index
+
+  def _remove(self) -> None:
+    """At one stroke: a kill leaves no half of it under its name."""
+    gone = self.path.with_suffix(".damaged")
+    with self._stored.lock(self.rows):
+      shutil.rmtree(gone, ignore_errors=True)
+      if self.path.exists():
+        os.rename(self.path, gone)
+        shutil.rmtree(gone)
 
 
-def _read_shard(path: pathlib.Path, shard: np.ndarray, sha256: str) -> None:
-  try:
-    found = np.load(path, allow_pickle=False)
-  except (OSError, ValueError, EOFError) as error:
-    raise UserError(f"{path} cannot be read ({error}): delete it and start again") from error
-  if found.shape != shard.shape or found.dtype != shard.dtype:
-    raise UserError(f"{path} holds {found.dtype}{list(found.shape)}, wanted {shard.dtype}{list(shard.shape)}: "
-                    "delete it and start again")
-  if sha256 and (actual := sha256_of(path)) != sha256:
-    raise UserError(f"{path} has sha256 {actual}, wanted {sha256}: delete the folder {path.parent} and start again")
-  shard[:] = found
-
-
-def _write_shard(path: pathlib.Path, shard: np.ndarray) -> None:
-  temporary = path.with_name(f".{path.name}.tmp")
-  with open(temporary, "wb") as file:
-    np.save(file, shard, allow_pickle=False)
-  os.rename(temporary, path)
-
-
-@contextlib.contextmanager
-def _lock(directory: pathlib.Path, part: range) -> Iterator[None]:
-  """One process embeds and builds; others that want any of the same rows wait. Dropped when the process ends."""
-  try:
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    file = open(directory.with_suffix(".lock"), "w")  # noqa: SIM115 (closed below, after what the lock protects)
-  except (FileExistsError, NotADirectoryError, PermissionError) as error:
-    raise UserError(f"the index is kept in {directory.parent}, where nothing can be written ({error.strerror}); "
-                    "name a folder that can be made") from error
-  with file:
-    fcntl.lockf(file, fcntl.LOCK_EX, len(part), part.start)  # of the file, which is empty, one byte a row
-    yield
+def _open_pieces(pieces: list[_Piece], stored: StoredRows, config: config_lib.Retrieval,
+                 queries: Callable[[], np.ndarray]) -> VectorIndex | None:
+  """This process's pieces as one index, None where it has none. Collective: others may embed what they are built of."""
+  built = not hosts.anyone(any(not piece.path.exists() for piece in pieces))
+  check_memory(config, stored.num_rows, stored.dim, built)
+  if not built:
+    stored.embed(hosts.share(stored.num_files))
+    hosts.barrier("the corpus is embedded")
+    for piece in pieces:
+      piece.build(queries)
+  found = [piece.opened(queries) for piece in pieces]
+  return PiecedIndex(found) if len(found) > 1 else found[0] if found else None

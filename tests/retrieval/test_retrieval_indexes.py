@@ -6,9 +6,10 @@ import pickle
 import numpy as np
 import pytest
 
-from policylong.errors import UserError
+from policylong.errors import Damaged, UserError
 from policylong.retrieval import scann_index
 from policylong.retrieval.exact import ExactIndex
+from policylong.retrieval.pieces import PiecedIndex
 from policylong.retrieval.scann_index import ScannIndex, recall_of
 
 
@@ -217,20 +218,37 @@ def test_the_smallest_corpora_have_an_index():
   assert ScannIndex.build(rows, leaves=4, target_recall=0.9, queries=rows).search(rows, 1)[0].shape == (16, 1)
 
 
-def test_memory_that_is_not_there_is_refused_with_both_numbers(monkeypatch):
-  monkeypatch.setattr(scann_index, "available_bytes", lambda: 1e6)
-  rows = clustered(10_000, 48)  # 1.92 MB
-  with pytest.raises(UserError, match=r"10,000 rows .* needs 0\.00 GB .* 0\.00 GB of memory are free"):
-    ScannIndex.build(rows, leaves=None, target_recall=0.9, queries=rows[:0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_in_half_precision_are_searched_as_the_numbers_they_are(kind):
+  half = clustered(2000, 48).astype(np.float16)
+  queries = clustered(100, 48, seed=1)
+  found, scores = build(kind, half).search(queries, 10)
+  again, again_scores = build(kind, half.astype(np.float32)).search(queries, 10)
+  np.testing.assert_array_equal(found, again)
+  np.testing.assert_array_equal(scores, again_scores)
+
+
+def test_exact_pieces_answer_as_one_index_does():
+  rows, queries = clustered(500, 48), clustered(70, 48, seed=1)
+  rows[400] = rows[3]  # a tie across pieces
+  whole = ExactIndex(rows)
+  pieces = PiecedIndex([ExactIndex(part, of_rows=500) for part in (rows[:30], rows[30:31], rows[31:])])
+  assert (pieces.num_rows, pieces.dim) == (500, 48)
+  for k in (1, 7, 40, 501):  # also more than a piece, and more than all pieces, have
+    for one, other in zip(pieces.search(queries, k), whole.search(queries, k)):
+      np.testing.assert_array_equal(one, other)
+  found, scores = pieces.search(rows[3:4], 2)
+  assert found.tolist() == [[3, 400]] and scores[0, 0] == scores[0, 1]
+  assert pieces.search(queries[:0], 3)[0].shape == (0, 3)
 
 
 def test_a_saved_index_answers_the_same_wherever_it_is_moved(tree, tmp_path):
   rows, queries, index = tree
-  index.save(tmp_path / "first")
+  index.save(tmp_path / "first", "the rows")
   (tmp_path / "elsewhere").mkdir()
   (tmp_path / "first").rename(tmp_path / "elsewhere" / "second")
   assert str(tmp_path) not in (tmp_path / "elsewhere" / "second" / "scann_assets.pbtxt").read_text()
-  loaded = ScannIndex.load(tmp_path / "elsewhere" / "second")
+  loaded = ScannIndex.load(tmp_path / "elsewhere" / "second", "the rows")
   for before, after in zip(index.search(queries, 20), loaded.search(queries, 20)):
     np.testing.assert_array_equal(before, after)
   assert (loaded.num_rows, loaded.dim, loaded.curve) == (len(rows), 48, index.curve)
@@ -250,32 +268,35 @@ def test_a_folder_that_is_not_as_it_was_written_is_never_loaded(tmp_path):
   index = build("tree", rows)
 
   def saved(name):
-    index.save(tmp_path / name)
+    index.save(tmp_path / name, "the rows")
     return tmp_path / name
 
   folder = saved("docids")
   (folder / "scann_docids.pkl").write_bytes(pickle.dumps(Bomb()))
-  with pytest.raises(UserError, match=r"scann_docids.pkl.*manifest lists"):
-    ScannIndex.load(folder)
+  with pytest.raises(Damaged, match=r"scann_docids.pkl.*manifest lists"):
+    ScannIndex.load(folder, "the rows")
   manifest = json.loads((folder / "MANIFEST.json").read_text())
   manifest["files"]["scann_docids.pkl"] = scann_index.sha256_of(folder / "scann_docids.pkl")
   (folder / "MANIFEST.json").write_text(json.dumps(manifest))
-  with pytest.raises(UserError, match="build the index again"):  # not even if the manifest lists it
-    ScannIndex.load(folder)
+  with pytest.raises(Damaged, match="build the index again"):  # not even if the manifest lists it
+    ScannIndex.load(folder, "the rows")
 
   folder = saved("changed")
   data = bytearray((folder / "hashed_dataset.npy").read_bytes())
   data[-1] ^= 1
   (folder / "hashed_dataset.npy").write_bytes(data)
-  with pytest.raises(UserError, match=r"hashed_dataset.npy has sha256"):
-    ScannIndex.load(folder)
+  with pytest.raises(UserError, match=r"hashed_dataset.npy is damaged .it has sha256"):
+    ScannIndex.load(folder, "the rows")
 
   folder = saved("lacking")
   (folder / "ah_codebook.pb").unlink()
   with pytest.raises(UserError, match=r"manifest lists ah_codebook.pb"):
-    ScannIndex.load(folder)
+    ScannIndex.load(folder, "the rows")
 
   folder = saved("without manifest")
   (folder / "MANIFEST.json").unlink()
-  with pytest.raises(UserError, match=r"MANIFEST.json"):
-    ScannIndex.load(folder)
+  with pytest.raises(Damaged, match=r"it has no MANIFEST.json"):
+    ScannIndex.load(folder, "the rows")
+
+  with pytest.raises(Damaged, match=r"it is the index of the rows, wanted other rows"):
+    ScannIndex.load(saved("other"), "other rows")

@@ -24,7 +24,7 @@ TEXTS = ["the river", "the canal of clay . the clock of bread", "bees", "", "rai
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
   """A directory with a random Qwen3 and a tokenizer of whole words."""
-  config = ModelConfig(family="qwen3", vocab_size=24, embed_dim=32, mlp_dim=48, num_layers=2, num_heads=4,
+  config = ModelConfig(family="qwen3", vocab_size=24, embed_dim=64, mlp_dim=48, num_layers=2, num_heads=4,
                        num_kv_heads=2, head_dim=16, norm_eps=1e-6, rope_theta=1e6, rope_scaling=None, max_positions=128,
                        tied=True)
   vocabulary = {word: i for i, word in enumerate([*WORDS, "[UNK]", END])}
@@ -39,12 +39,12 @@ def checkpoint(tmp_path_factory):
 
 
 def embedder(checkpoint, **changed) -> QwenEmbedder:
-  return QwenEmbedder(checkpoint, **{"sha256": "", "max_tokens": 64, "batch": 2, "instruction": "",
+  return QwenEmbedder(checkpoint, **{"sha256": "", "max_tokens": 64, "batch": 2, "instruction": "", "dim": None,
                                      "dtype": "float32", **changed})
 
 
-def one_by_one(checkpoint, texts: list[str]) -> np.ndarray:
-  """The definition: the state at the end token of each unpadded text, scaled to length 1."""
+def one_by_one(checkpoint, texts: list[str], dim: int = 64) -> np.ndarray:
+  """The definition: the first numbers of the state at the end token of each unpadded text, scaled to length 1."""
   config = hf.read_model_config(checkpoint)
   params = hf.load_params(checkpoint, config, jnp.float32)
   ids = {word: i for i, word in enumerate([*WORDS, "[UNK]", END])}
@@ -54,7 +54,8 @@ def one_by_one(checkpoint, texts: list[str]) -> np.ndarray:
     words = text.replace(":", " : ").split()[:63]
     tokens = [*(ids.get(word, ids["[UNK]"]) for word in words), ids[END]]
     last = np.asarray(hidden_states(params, config, jnp.array([tokens]), compute_dtype=jnp.float32))[0, -1]
-    vectors.append(last.astype(np.float64) / np.linalg.norm(last.astype(np.float64)))
+    last = last[:dim].astype(np.float64)
+    vectors.append(last / np.linalg.norm(last))
   return np.array(vectors)
 
 
@@ -66,7 +67,18 @@ def wanted(checkpoint) -> np.ndarray:
 def test_a_vector_is_the_state_of_the_end_token(checkpoint, wanted):
   found = embedder(checkpoint).embed_documents(TEXTS)
   np.testing.assert_allclose(found, wanted, atol=1e-5)  # float32, other shapes
-  assert embedder(checkpoint).dim == found.shape[1] == 32
+  assert embedder(checkpoint).dim == found.shape[1] == 64
+
+
+@pytest.mark.parametrize("dim", [32, 48, 64])
+def test_fewer_numbers_are_the_first_ones_scaled_to_length_1(checkpoint, wanted, dim):
+  found = embedder(checkpoint, dim=dim)
+  assert found.dim == dim
+  vectors = found.embed_documents(TEXTS)
+  np.testing.assert_allclose(vectors, one_by_one(checkpoint, TEXTS, dim), atol=1e-5)
+  # The same as cutting the whole vector afterwards, as sentence-transformers does, and scaling it again.
+  cut = wanted[:, :dim]
+  np.testing.assert_allclose(vectors, cut / np.linalg.norm(cut, axis=1, keepdims=True), atol=1e-5)
 
 
 def test_only_queries_carry_the_instruction(checkpoint):
@@ -113,13 +125,17 @@ def test_a_long_text_is_cut_before_the_end_token(checkpoint):
 
 def test_the_version_follows_instruction_and_length(checkpoint):
   versions = {embedder(checkpoint, **changed).version
-              for changed in ({}, {"instruction": "find"}, {"max_tokens": 32}, {"dtype": "bfloat16"}, {"batch": 3})}
-  assert len(versions) == 4  # the batch changes nothing
+              for changed in ({}, {"instruction": "find"}, {"max_tokens": 32}, {"dtype": "bfloat16"}, {"batch": 3},
+                              {"dim": 32}, {"dim": 64})}
+  assert len(versions) == 5  # the batch changes nothing, nor does naming all 64 numbers
 
 
 def test_mistakes_are_one_sentence(checkpoint, tmp_path):
   with pytest.raises(UserError, match=r"129.*128 positions"):
     embedder(checkpoint, max_tokens=129)
+  for dim in (31, 65):
+    with pytest.raises(UserError, match=f"retrieval.dim is {dim}; the vectors .* have 64 numbers, of which 32 or more"):
+      embedder(checkpoint, dim=dim)
   with pytest.raises(UserError, match="sha256"):
     embedder(checkpoint, sha256="00ff")
   with pytest.raises(UserError):

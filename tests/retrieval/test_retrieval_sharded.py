@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from policylong.devices import hosts
+from policylong.retrieval import rows as rows_lib
 from policylong.retrieval import store
 from policylong.retrieval.exact import ExactIndex
+from policylong.retrieval.index import merge
 from policylong.retrieval.scann_index import ScannIndex
-from policylong.retrieval.sharded import ShardedIndex, merge
-from tests.retrieval.test_retrieval_store import CONFIG, Counting, FakeCorpus
+from policylong.retrieval.sharded import ShardedIndex
+from tests.retrieval.test_retrieval_store import CONFIG, Counting, FakeCorpus, in_pieces_of
 
 
 @pytest.fixture
@@ -36,6 +38,7 @@ def together(monkeypatch):
     monkeypatch.setattr(hosts, "count", lambda: count)
     monkeypatch.setattr(hosts, "index", lambda: mine.index)
     monkeypatch.setattr(hosts, "all_gather", all_gather)
+    monkeypatch.setattr(hosts, "barrier", lambda name: meeting.wait(60))
     with ThreadPoolExecutor(count) as threads:
       return list(threads.map(process, range(count)))
   return run
@@ -107,30 +110,47 @@ def test_merging_takes_the_best_scores_and_of_equal_ones_the_lower_rows():
   assert rows.tolist() == [[5, 2, 7]] and scores.tolist() == [[2, 1, 1]]
 
 
-@pytest.mark.parametrize("leaves", [None, 12])
-def test_processes_embed_and_keep_whole_files_of_their_own_rows(together, tmp_path, monkeypatch, leaves):
-  monkeypatch.setattr(store, "SHARD_ROWS", 64)
-  corpus, config = FakeCorpus(300), dataclasses.replace(CONFIG, leaves=leaves)  # five files
-  embedders = [Counting() for _ in range(3)]
-  queries = Counting().embed_queries([corpus.chunk_text(row) for row in (3, 130, 299)])
+@pytest.mark.parametrize("config", [
+    CONFIG, dataclasses.replace(CONFIG, index="exact"), dataclasses.replace(CONFIG, leaves=12), in_pieces_of(128),
+    in_pieces_of(128, leaves=24), in_pieces_of(64, leaves=24)],
+    ids=["brute force", "exact", "a tree", "three pieces", "three trees", "five trees"])
+@pytest.mark.parametrize("count", [2, 3, 7])  # of seven, some have nothing
+def test_an_index_is_the_same_for_any_number_of_processes(together, tmp_path, monkeypatch, config, count):
+  monkeypatch.setattr(rows_lib, "SHARD_ROWS", 64)
+  corpus = FakeCorpus(300)  # five files
+  queries = Counting().embed_queries([corpus.chunk_text(row) for row in range(0, 300, 11)])
+  alone = store.open_index(corpus, Counting(), config, tmp_path / "alone", seed=0).search(queries, 5)
+  embedders = [Counting() for _ in range(count)]
 
   def process(i):
-    return store.open_index(corpus, embedders[i], config, tmp_path, seed=0).search(queries, 5)
+    return store.open_index(corpus, embedders[i], config, tmp_path / "many", seed=0).search(queries, 5)
 
-  answers = together(process, 3)
-  tuning = 300 if leaves else 0
-  assert [embedder.embedded - tuning for embedder in embedders] == [64, 128, 108]
-  assert len(list(tmp_path.glob("rows-*/*.npy"))) == 5 and len(list(tmp_path.glob("index-*/"))) == 3
-  assert len(list(tmp_path.glob("rows-*/*MANIFEST.json"))) == 3
-  for found, _ in answers:
-    np.testing.assert_array_equal(found[:, 0], [3, 130, 299])
-  again = [Counting() for _ in range(3)]
-  embedders[:] = again
-  together(process, 3)
-  assert [embedder.embedded for embedder in again] == [0, 0, 0]
-  # One process goes on with the vectors that three have left.
+  for answer in together(process, count):
+    for one, other in zip(answer, alone):
+      np.testing.assert_array_equal(one, other)  # the same bits
+  # Each embedded its share of the files; and the queries that trees are tuned on, where it has a tree.
+  files = [64 * (5 * (i + 1) // count - 5 * i // count) for i in range(count)]
+  files[-1] -= 20  # the last file has 44
+  assert [embedder.embedded - mine in (0, 300) for embedder, mine in zip(embedders, files)] == [True] * count
+  assert len(list((tmp_path / "many").glob("rows-*/*.npz"))) == 5
+  embedders[:] = [Counting() for _ in range(count)]
+  together(process, count)
+  assert [embedder.embedded for embedder in embedders] == [0] * count
+  # One process goes on with what several have left.
   monkeypatch.undo()
-  monkeypatch.setattr(store, "SHARD_ROWS", 64)
-  alone = Counting()
-  store.open_index(corpus, alone, config, tmp_path, seed=0)
-  assert alone.embedded == tuning
+  monkeypatch.setattr(rows_lib, "SHARD_ROWS", 64)
+  again = Counting()
+  found, _ = store.open_index(corpus, again, config, tmp_path / "many", seed=0).search(queries, 5)
+  np.testing.assert_array_equal(found, alone[0])
+  assert again.embedded == 0
+
+
+def test_processes_that_share_no_folder_embed_what_their_pieces_need(together, tmp_path, monkeypatch):
+  monkeypatch.setattr(rows_lib, "SHARD_ROWS", 64)
+  corpus, config = FakeCorpus(300), in_pieces_of(128, leaves=24)
+  queries = Counting().embed_queries([corpus.chunk_text(row) for row in (3, 130, 299)])
+  wanted = store.open_index(corpus, Counting(), config, tmp_path / "alone", seed=0).search(queries, 5)
+  answers = together(lambda i: store.open_index(corpus, Counting(), config, tmp_path / str(i), 0).search(queries, 5), 2)
+  for answer in answers:
+    np.testing.assert_array_equal(answer[0], wanted[0])
+    np.testing.assert_array_equal(answer[1], wanted[1])

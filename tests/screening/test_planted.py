@@ -73,7 +73,8 @@ def screen(material, tmp_path_factory):
                   for name in ("roots", "context"))
   retrieval = config_lib.Retrieval(
       embedder="minilm", embedder_path=str(material / "minilm"), embedder_sha256="", embedder_max_tokens=128,
-      embedder_batch=32, query_instruction="", index="exact", leaves=None, target_recall=0.95)
+      embedder_batch=32, query_instruction="", dim=None, index="exact", leaves=None,
+      target_recall=0.95, piece_gib=1.0)
   screening = config_lib.Screening(
       roots_per_round=2, root_tokens=128, min_root_tokens=32, skip_tokens=16, alpha=1.0, max_anchors_per_root=12,
       query_window=16, top_k=3, near_copy_ngram=13, control_chunks=3, epsilon=0.4, epsilon_from_control=None,
