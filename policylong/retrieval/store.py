@@ -64,6 +64,7 @@ def open_index(corpus: Chunks, embedder: Embedder, config: config_lib.Retrieval,
   number_of_leaves(corpus.num_chunks, config.leaves)  # refuses what fits no corpus of this size
   cache = paths.local(os.fspath(cache_dir))
   stored = StoredRows(corpus, embedder, cache)
+  mine: VectorIndex | None
   if config.index == "exact":
     check_memory(config, stored.num_rows, stored.dim, built=False)
     files = hosts.share(stored.num_files)
