@@ -70,8 +70,8 @@ def test_a_vector_is_the_state_of_the_end_token(checkpoint, wanted):
   assert embedder(checkpoint).dim == found.shape[1] == 64
 
 
-@pytest.mark.parametrize("dim", [32, 48, 64])
-def test_fewer_numbers_are_the_first_ones_scaled_to_length_1(checkpoint, wanted, dim):
+def test_fewer_numbers_are_the_first_ones_scaled_to_length_1(checkpoint, wanted):
+  dim = 40
   found = embedder(checkpoint, dim=dim)
   assert found.dim == dim
   vectors = found.embed_documents(TEXTS)
@@ -107,7 +107,7 @@ def test_the_number_of_devices_changes_no_bit_and_all_of_them_work(checkpoint, m
   np.testing.assert_array_equal(encoder.embed_documents(texts), wanted)
   vectors = encoder._encode(np.zeros((count * 2, 64), np.int32), np.ones(count * 2, np.int32))
   assert vectors.sharding.device_set == set(all_devices[:count])
-  assert {shard.data.shape for shard in vectors.addressable_shards} == {(2, 32)}
+  assert {shard.data.shape for shard in vectors.addressable_shards} == {(2, 64)}
 
 
 def test_bfloat16_stays_near_float32(checkpoint, wanted):
