@@ -145,7 +145,7 @@ if __name__ == "__main__":
   from policylong import main
   from policylong.commands import config_flags
   from policylong.errors import run_command
-  from policylong.retrieval import store
-  store.SHARD_ROWS = 16  # several files of vectors even of so few chunks, so that every process has some
+  from policylong.retrieval import rows
+  rows.SHARD_ROWS = 16  # several files of vectors even of so few chunks, so that every process has some
   config_flags.parse(main.__doc__, required=("config", "workdir"))
   run_command(main.main)
