@@ -28,7 +28,7 @@ _NEAR_DUPLICATES = flags.DEFINE_float(
     "same; 0: only equal texts do.", lower_bound=0.0, upper_bound=1.0)
 
 
-def table(manifest: dict, seconds: float | None) -> str:
+def table(manifest: dict, seconds: float | None, begins: bool) -> str:
   """What a person reads at the end."""
   rows = [("records read", manifest["records"])]
   rows += [(f"  bad: {reason}", row["count"]) for reason, row in sorted(manifest["bad_records"].items())]
@@ -40,7 +40,8 @@ def table(manifest: dict, seconds: float | None) -> str:
   if not manifest["settings"]["benchmarks"]:
     lines.append("no --benchmark was given: documents may hold what models are tested on")
   if seconds:
-    lines.append(f"{seconds:,.0f} s, {manifest['records'] / seconds:,.0f} records/s in this start")
+    rate = f"{manifest['records'] / seconds:,.0f} records/s" if begins else "going on from an earlier start"
+    lines.append(f"{seconds:,.0f} s, {rate}")
   return "\n".join(lines)
 
 
@@ -60,9 +61,9 @@ def main(beam_flags: list[str]) -> None:
     print(f"usage error: neither this command nor Beam's DirectRunner knows {', '.join(unknown)} (see --help)",
           file=sys.stderr)
     sys.exit(2)
-  manifest, seconds = preparation.prepare(config.corpus, near_duplicates=_NEAR_DUPLICATES.value,
-                                          benchmarks=_BENCHMARK.value, flags=beam_flags)
-  print(f"{table(manifest, seconds)}\nprepared: {config.corpus.prepared}")
+  manifest, seconds, begins = preparation.prepare(config.corpus, near_duplicates=_NEAR_DUPLICATES.value,
+                                                  benchmarks=_BENCHMARK.value, flags=beam_flags)
+  print(f"{table(manifest, seconds, begins)}\nprepared: {config.corpus.prepared}")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ _HUB = "hub.json"
 
 
 def prepare(config: config_lib.Corpus, *, near_duplicates: float, benchmarks: Sequence[str], flags: Sequence[str]
-            ) -> tuple[dict[str, Any], float | None]:
+            ) -> tuple[dict[str, Any], float | None, bool]:
   """Makes, or goes on with, what `config.prepared` names.
 
   Args:
@@ -37,7 +37,7 @@ def prepare(config: config_lib.Corpus, *, near_duplicates: float, benchmarks: Se
     flags: of Beam's runner.
 
   Returns:
-    The manifest, and the seconds that this took; None where it was there before.
+    The manifest; the seconds that this took, None where it was there before; whether it began with nothing.
   Raises:
     UserError: a source or benchmark cannot be read, the folder was begun otherwise or is another one's, or nothing is
       left.
@@ -57,7 +57,8 @@ def prepare(config: config_lib.Corpus, *, near_duplicates: float, benchmarks: Se
     _claim(directory, {**settings, "format": FORMAT, "sources": state})
     if (directory / "DONE.json").exists():
       _remove_work(directory)  # of a kill behind the last write
-      return read_json(directory / "manifest.json"), None
+      return read_json(directory / "manifest.json"), None, False
+    begins = not Work(str(directory)).finished("read")
     plan = Plan(str(directory), sources, units_of(sources), config.chunk_chars, near_duplicates)
     log.info("%s of %d sources in %d units", f"{total:,} bytes", len(plan.sources), len(plan.units))
     signing.save_table(plan, table)
@@ -69,7 +70,7 @@ def prepare(config: config_lib.Corpus, *, near_duplicates: float, benchmarks: Se
       _remove_work(directory)
       raise
     _remove_work(directory)
-  return manifest, time.monotonic() - start
+  return manifest, time.monotonic() - start, begins
 
 
 def _stages(plan: Plan, benchmarks: list[str], flags: Sequence[str]) -> None:
