@@ -31,7 +31,7 @@ FLAGS = ("--config.rounds=3", "--config.training.steps_per_round=2", "--config.t
 # What a clock decides: how fast it was, and how far.
 _TIMED = ("progress", "lock", "tensorboard", "report")
 # Killed at most so often, a run is left to end.
-_KILLS_A_RUN = 6
+_KILLS_A_RUN = 12
 
 
 def start(folder: pathlib.Path, world: pathlib.Path, processes: int, log: pathlib.Path) -> list[subprocess.Popen]:
