@@ -56,6 +56,8 @@ def sentence(error: BaseException) -> str:
   if "RESOURCE_EXHAUSTED" in str(error) and "ut of memory" in str(error):
     return (f"the devices' memory is full ({_first_line(error)}): take more devices (mesh), training.remat = 'full', "
             "a larger training.accumulation, or a smaller batch")
+  if isinstance(error, RecursionError) and _where(error).endswith("json/decoder.py"):
+    return "a JSON file has more brackets in brackets than can be read: repair it, or take it out"
   if isinstance(error, ValueError) and "embedded null" in str(error):
     return "a path has a character with the number 0 in it, which no path can have: name another one"
   seen: BaseException | None = error
@@ -89,6 +91,14 @@ def _number(error: BaseException) -> int:
   if found := _NUMBER.search(text):
     return int(next(filter(None, found.groups())))
   return next((number for words, number in _WORDS.items() if words.lower() in text.lower()), 0)
+
+
+def _where(error: BaseException) -> str:
+  """The file of Python's in which it was raised."""
+  trace = error.__traceback__
+  while trace is not None and trace.tb_next is not None:
+    trace = trace.tb_next
+  return trace.tb_frame.f_code.co_filename if trace else ""
 
 
 def _path(error: BaseException) -> str:

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.devices.test_hosts import run_environment
 from tests.small_run import make_small_run
 from tests.test_resume import REPOSITORY
 
@@ -27,7 +28,7 @@ for stage in sys.argv[2:]:
 def failed(folder, material, stages):
   make_small_run(folder, material)
   ended = subprocess.run([sys.executable, "-c", PROGRAM, folder, *stages], capture_output=True, text=True,
-                         cwd=REPOSITORY, timeout=1200)
+                         cwd=REPOSITORY, env=run_environment(), timeout=1200)
   assert ended.returncode == 0, ended.stderr
   found = [json.loads(line) for line in ended.stdout.splitlines()]
   assert [stage for stage, *_ in found] == list(stages)

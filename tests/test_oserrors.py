@@ -1,6 +1,7 @@
 """What the operating system says is one sentence with the path and what to do, in whichever dialect it comes."""
 
 import errno
+import json
 import os
 import resource
 import subprocess
@@ -59,7 +60,14 @@ def test_the_cause_of_an_error_is_looked_at_too(capsys):
   assert "/w/x" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("error", [ValueError("a shape of 3"), KeyError("No space left on device"), IndexError("7")])
+def test_json_that_is_nested_too_deeply_is_a_sentence(capsys):
+  with pytest.raises(SystemExit):
+    errors.run_command(lambda: json.loads(100_000 * "["))
+  assert "more brackets in brackets" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [
+    RecursionError("of our own"), ValueError("a shape of 3"), KeyError("No space left on device"), IndexError("7")])
 def test_a_fault_of_ours_keeps_its_stack_trace(error):
   def fails():
     raise error

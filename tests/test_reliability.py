@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.reliability import forked, hostile, rounds
 from benchmarks.reliability.world import Case
+from tests.devices.test_hosts import run_environment
 from tests.test_resume import REPOSITORY
 
 CASE = Case("a kind of mistake", "policylong.score", ())
@@ -14,7 +15,7 @@ CASE = Case("a kind of mistake", "policylong.score", ())
 
 def run(module, folder, *flags):
   return subprocess.run([sys.executable, "-m", f"benchmarks.reliability.{module}", f"--folder={folder}", *flags],
-                        capture_output=True, text=True, cwd=REPOSITORY, timeout=600)
+                        capture_output=True, text=True, cwd=REPOSITORY, env=run_environment(), timeout=600)
 
 
 @pytest.mark.parametrize("code, err, wrong", [

@@ -109,7 +109,7 @@ def _read(path: epath.Path) -> list[dict[str, Any]]:
     raise UserError(f"{path} does not exist: --data_dir must be LongBench-v2's data.json or the folder it lies in")
   try:
     rows = json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise UserError(f"{path} is not JSON ({error}): LongBench-v2's data.json is wanted") from error
   if not isinstance(rows, list) or not rows:
     raise UserError(f"{path} holds {'an empty list' if rows == [] else 'a ' + type(rows).__name__}; wanted is a list "

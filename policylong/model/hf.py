@@ -252,7 +252,7 @@ def _safetensors_files(path: pathlib.Path) -> list[pathlib.Path]:
     return [single]
   try:
     names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-  except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+  except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
     raise UserError(f"{index} cannot be read as an index of weight files ({error!r})") from error
   for name in names:
     if pathlib.PurePath(name).name != name or not (path / name).is_file():

@@ -40,7 +40,7 @@ def read_config(path: pathlib.Path) -> ModelConfig:
   where = path / "config.json"
   try:
     values = json.loads(where.read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:  # the last for brackets in brackets without end
     raise UserError(f"{where} cannot be read as JSON ({error}): give an HF model directory or a GGUF file") from error
   if not isinstance(values, dict):
     raise UserError(f"{where} holds a {type(values).__name__}, wanted an object of fields")

@@ -166,7 +166,7 @@ def _described(directory: pathlib.Path) -> _Description:
       values["rope_scaling"] = {"rope_type": "yarn", **yarn}
     config = ModelConfig(**values | {"rope_scaling": rope.from_dict(values.get("rope_scaling")),
                                      "unrotated": tuple(values.get("unrotated", ()))})
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+  except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     raise UserError(f"{path} cannot be read ({error}): give a directory made by hf-to-orbax, or a run's") from error
   tokenizer = load_tokenizer(directory / _TOKENIZER)
   return config, tokenizer, end_tokens(tokenizer, directory / _TOKENIZER)

@@ -51,7 +51,7 @@ def _named_ends(path: pathlib.Path) -> set[int]:
   """The eos_token_id of a config file: a number, several, or none."""
   try:
     named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-  except (OSError, ValueError, AttributeError) as error:
+  except (OSError, ValueError, AttributeError, RecursionError) as error:
     raise UserError(f"{path} cannot be read ({error}): repair or remove it") from error
   ids = named if isinstance(named, list) else [] if named is None else [named]
   if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):

@@ -170,7 +170,7 @@ def read_config(path: pathlib.Path) -> BertConfig:
   except OSError as error:
     raise UserError(f"{path} cannot be read ({error.strerror}): retrieval.embedder_path must be a folder with "
                     "config.json, tokenizer.json and model.safetensors") from error
-  except (ValueError, KeyError, TypeError) as error:
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise UserError(f"{path} is not the config of a BERT encoder ({error!r})") from error
   for name, wanted in (("model_type", "bert"), ("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
     if (found := values.get(name, wanted)) != wanted:
