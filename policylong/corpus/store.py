@@ -20,6 +20,7 @@ import os
 import pathlib
 import shutil
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -51,7 +52,7 @@ def open_corpus(config: config_lib.Corpus) -> "Corpus":
     UserError: a source cannot be read, no document has text, or the stored corpus is damaged.
   """
   if config.prepared is not None:
-    return _opened(_prepared(config))
+    return _prepared(config)
   config = dataclasses.replace(config, sources=tuple(map(streamed.pinned, config.sources)))
   cache = paths.local(config.cache_dir)
   key, total_bytes = state(config)
@@ -60,28 +61,26 @@ def open_corpus(config: config_lib.Corpus) -> "Corpus":
   if directory is None:
     with lock.held(pointer.with_suffix(".owner"), f"the corpus in corpus.cache_dir {cache}", wait=True):
       directory = _finished(cache, pointer) or _build(config, cache, pointer, total_bytes)
-  return _opened(directory)
-
-
-def _opened(directory: pathlib.Path) -> "Corpus":
   corpus = Corpus(directory)
   log.info(in_words(corpus.summary()))
   return corpus
 
 
-def _prepared(config: config_lib.Corpus) -> pathlib.Path:
-  """The folder that `python -m policylong.prepare` has filled from the sources of this config."""
+def _prepared(config: config_lib.Corpus) -> "Corpus":
+  """What `python -m policylong.prepare` has made of the sources of this config."""
   directory = paths.local(config.prepared)
   if not (directory / "DONE.json").exists():
     raise UserError(f"corpus.prepared is {directory}, where no prepared corpus lies: make it with `python -m "
                     "policylong.prepare --config=...`, or set corpus.prepared to None to read the sources as they are")
-  summary, names = read_json(directory / "summary.json"), [source.name for source in config.sources]
+  corpus = Corpus(directory)
+  summary, names = corpus.summary(), [source.name for source in config.sources]
   for field, found, wanted in (("corpus.chunk_chars", summary["chunk_chars"], config.chunk_chars),
                                ("corpus.sources", list(summary["sources"]), names)):
     if found != wanted:
       raise UserError(f"{directory} was prepared with {field} = {found}, and the config has {wanted}: prepare it again "
                       "in another folder, or set the field to what it was")
-  return directory
+  log.info(in_words(summary))
+  return corpus
 
 
 def in_words(summary: dict) -> str:
@@ -124,8 +123,7 @@ def _build(config, cache, pointer, total_bytes) -> pathlib.Path:
   try:
     version = _build_in(temporary, config, total_bytes)
     directory = cache / f"corpus-{version}"
-    sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
-    write_json(temporary / "DONE.json", sizes)
+    seal(temporary, [path.name for path in sorted(temporary.iterdir())])
     try:
       os.rename(temporary, directory)
     except OSError:  # another state of the sources gave the same version before
@@ -135,6 +133,12 @@ def _build(config, cache, pointer, total_bytes) -> pathlib.Path:
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
   return directory
+
+
+def seal(directory: epath.PathLike, names: Sequence[str]) -> None:
+  """Marks a folder, on any storage, as whole; names are the files that a `Corpus` of it reads."""
+  directory = epath.Path(directory)
+  write_json(directory / "DONE.json", {name: (directory / name).stat().length for name in names})
 
 
 def _build_in(directory: pathlib.Path, config: config_lib.Corpus, total_bytes: int) -> str:

@@ -27,7 +27,6 @@ import pyarrow as pa
 from etils import epath
 
 from policylong import paths
-from policylong.storage.workdir import read_json
 
 
 def write_whole(path: epath.Path, data: bytes) -> None:
@@ -60,7 +59,7 @@ class Work:
 
   def counts(self, stage: str, unit: str) -> dict[str, Any]:
     """What a finished unit counted."""
-    return read_json(self.path(stage, f"{unit}.json"))
+    return json.loads(self.path(stage, f"{unit}.json").read_bytes())
 
   def finish(self, stage: str, unit: str, counts: dict) -> None:
     """Says that a unit is finished."""

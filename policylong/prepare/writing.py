@@ -15,7 +15,7 @@ import pyarrow as pa
 from etils import epath
 
 from policylong import paths
-from policylong.corpus import builder
+from policylong.corpus import builder, store
 from policylong.corpus.chunks import byte_spans, chunk_spans
 from policylong.errors import UserError
 from policylong.prepare import duplicates, reading
@@ -138,9 +138,8 @@ def finish(plan: Plan, settings: dict) -> dict[str, Any]:
   manifest = {"format": FORMAT, "version": version, "settings": settings, "shards": shards, "files": hashes,
               **{key: value for key, value in summary.items() if key not in ("version", "shards")}}
   write_json(directory / "manifest.json", manifest)
-  sizes = {path.name: path.stat().length for path in sorted(directory.iterdir())
-           if path.suffix in (".arrow", ".npy") or path.name in (*files, "summary.json", "manifest.json")}
-  write_json(directory / "DONE.json", sizes)
+  # What runs read; the dead letters have their sha256 in the manifest.
+  store.seal(directory, [*(one["file"] for one in shards), *(f"{name}.npy" for name in builder.ARRAYS), "summary.json"])
   return manifest
 
 
