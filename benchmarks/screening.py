@@ -18,7 +18,9 @@ Hardware: 2 CPU cores; ten minutes for the planted world, most of it the full ve
 """
 
 import argparse
+import contextlib
 import dataclasses
+import itertools
 import pathlib
 import shutil
 
@@ -27,6 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from benchmarks import screening_worlds
+from policylong.errors import UserError
 from policylong.padding import bucket
 from policylong.records import Negative, Positive
 from policylong.screening import judge, screen
@@ -51,9 +54,7 @@ def main():
     world = screening_worlds.WORLDS[name](options.workdir)
     known = Known(world, options.workdir / name)
     print(f"\n{name}: {known.describe()}", flush=True)
-    before, after = known.before(), known.after()
-    print(f"  before {before}\n  after  {after}\n  {before.price / after.price:.1f} times fewer tokens scored for each "
-          f"token of a right positive that training reads", flush=True)
+    known.print_bought()
     known.print_truth()
     known.print_found(orders=10)
 
@@ -81,11 +82,14 @@ class Bought:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-  """What a budget found. rows: share that it scored; share: of the positives of its roots; low, high: the probe's."""
+  """What a budget found. rows: share that it scored; share: of the positives of its roots; low, high: the probe's.
+
+  The last three are none where nothing passed.
+  """
   rows: float
-  share: float
-  low: float
-  high: float
+  share: float = np.nan
+  low: float = np.nan
+  high: float = np.nan
 
 
 class InOrder(screen.Screener):
@@ -138,6 +142,11 @@ def rows_of(verdicts) -> dict[tuple[str, str], slice]:
   return {keys[start]: slice(start, end) for start, end in zip(starts, [*starts[1:], len(keys)])}
 
 
+def _keys(rows: pa.Table) -> set[tuple[str, str]]:
+  """The (root, chunk) pairs of a table."""
+  return set(zip(rows["doc_id"].to_pylist(), rows["chunk_id"].to_pylist()))
+
+
 class Known:
   """A world whose rows are all read."""
 
@@ -169,6 +178,18 @@ class Known:
             f"loss margin {self.limits.loss_margin:.2f} nats; pass by entropy and loss: {told}; {len(self.right)} "
             "right positives")
 
+  def print_bought(self) -> None:
+    """Before and after."""
+    before = self.before()
+    print(f"  before {before}", flush=True)
+    try:
+      after = self.after()
+    except UserError as error:
+      print(f"  after  nothing: {error}", flush=True)
+      return
+    print(f"  after  {after}\n  {before.price / after.price:.1f} times fewer tokens scored for each token of a right "
+          "positive that training reads", flush=True)
+
   def before(self) -> Bought:
     """As at first: everything is scored, and most of it for sequences that nobody reads."""
     return self._bought(self._round("before", {"budget": None, "evidence": "entropy"}, None, MANY), None)
@@ -195,27 +216,28 @@ class Known:
       budget = (low + high) / 2
       low, high = (low, budget) if self._found(budget, 0).rows > ROWS else (budget, high)
     found = [self._found(budget, order) for order in range(orders)]
-    held = sum(one.low <= one.share <= one.high for one in found)
-    print(f"  budget {budget:.1f}: {np.mean([one.rows for one in found]):.0%} of the rows scored, "
-          f"{np.mean([one.share for one in found]):.0%} of the right positives found (by order: "
-          + ", ".join(f"{one.share:.0%} told {one.low:.0%}-{one.high:.0%}" for one in found)
-          + f"); in the probe's interval {held} of {orders} times", flush=True)
+    passed = [one for one in found if not np.isnan(one.share)]
+    held = sum(one.low <= one.share <= one.high for one in passed)
+    print(f"  budget {budget:.1f}: {np.mean([one.rows for one in found]):.0%} of the rows scored; in {len(passed)} of "
+          f"{orders} orders something passed: {np.mean([one.share for one in passed]):.0%} of the right positives "
+          "found (by order: " + ", ".join(f"{one.share:.0%} told {one.low:.0%}-{one.high:.0%}" for one in passed)
+          + f"), in the probe's interval {held} times", flush=True)
 
   def _found(self, budget: float, order: int) -> Found:
     """Of a round that screens the roots in an order of its own."""
-    round_ = self._round("share", {"budget": budget}, 1, self.world.sequences, order)
+    round_ = Workdir(self.folder / "share").round(1)
+    with contextlib.suppress(UserError):  # of a corpus with little to find nothing may pass
+      self._round("share", {"budget": budget}, 1, self.world.sequences, order)
+    shards = itertools.takewhile(lambda i: round_.shard("verify", i).exists(), itertools.count())
+    rows = pa.concat_tables([tables.read(round_.shard("rows", i)) for i in shards])
+    rows = rows.filter(pc.invert(rows["control"]))
+    taken = rows.filter(rows["scored"])
+    share = taken.num_rows / rows.num_rows
+    if not round_.judged_path.exists():
+      return Found(share)
     judged = read_json(round_.judged_path)
-    limits, passed, there = judge.Thresholds(**judged["thresholds"]), 0, 0
-    proposed = scored = 0
-    for i in range(judged["shards"]):
-      rows = tables.read(round_.shard("rows", i))
-      rows = rows.filter(pc.invert(rows["control"]))
-      of_rows = set(zip(rows["doc_id"].to_pylist(), rows["chunk_id"].to_pylist()))
-      taken = rows.filter(rows["scored"])
-      right = of_rows & self._right(limits)
-      proposed, scored, there = proposed + rows.num_rows, scored + taken.num_rows, there + len(right)
-      passed += len(right & set(zip(taken["doc_id"].to_pylist(), taken["chunk_id"].to_pylist())))
-    return Found(scored / proposed, passed / max(1, there), judged["probe"]["low"], judged["probe"]["high"])
+    right, found = (_keys(table) & self._right(judge.Thresholds(**judged["thresholds"])) for table in (rows, taken))
+    return Found(share, len(found) / max(1, len(right)), judged["probe"]["low"], judged["probe"]["high"])
 
   def _right(self, limits: judge.Thresholds) -> set[tuple[str, str]]:
     """The (root, chunk) pairs that pass these thresholds in the full verification."""
