@@ -16,8 +16,11 @@ import jax.numpy as jnp
 
 from policylong import config as config_lib
 from policylong import paths
+from policylong.devices import hosts
 from policylong.errors import UserError
+from policylong.retrieval.embedders import embedder_dim
 from policylong.retrieval.memory import available_bytes
+from policylong.retrieval.pieces import index_memory
 from policylong.storage.workdir import Workdir
 from policylong.training.state import TrainState
 
@@ -70,6 +73,23 @@ def check_training(training: config_lib.Training, state: TrainState, workdir: Wo
     copy = sum(math.prod(leaf.shape) for leaf in params) * jnp.dtype(scored_in).itemsize
     check_device_memory([Need("the state of training:", share), Need("the policy that screens:", copy)],
                         device)
+
+
+def check_index(config: config_lib.Retrieval, chunks: int, cache_dir: str) -> None:
+  """Whether the vectors and the index of so many chunks find room on the disk and, at its peak, in this host's memory.
+
+  What lies in `cache_dir` already, whichever corpus's it is, needs no more room; where an index does, none is built.
+
+  Raises:
+    UserError: they do not.
+  """
+  needed = index_memory(config, chunks, embedder_dim(config), hosts.count())
+  found = [path for kind in ("rows-*", "index-*") for path in paths.local(cache_dir).glob(kind) if path.is_dir()]
+  check_disks([Disk("corpus.cache_dir", cache_dir, [
+      Need(f"the index of {chunks:,} chunks:", max(0, needed.disk - sum(map(size_of, found))))])])
+  search = Need(f"the index of {chunks:,} chunks, searched:", needed.search)
+  build = Need(f"the index of {chunks:,} chunks, built:", needed.build)
+  check_host_memory([search if found or needed.search > needed.build else build])
 
 
 def check_disks(disks: Sequence[Disk]) -> None:

@@ -149,6 +149,11 @@ class _Stages:
     """Whether the method asks the policy."""
     return "policy" in self.method.asks
 
+  @property
+  def searches(self) -> bool:
+    """Whether the method searches an index of vectors."""
+    return "index" in self.method.asks and (self.screens or self.config.method_options.search == "embeddings")
+
   def check(self) -> None:
     """Finds what is wrong with the run before anything expensive: mesh, model, benchmarks, corpus, roots.
 
@@ -166,6 +171,8 @@ class _Stages:
         config.training, self.trainer.abstract, self.workdir, rounds=config.rounds, sequences=self.sequences,
         length=config.synthesis.sequence_length, scored_in=config.model.scoring_dtype if self.screens else None)
     self.corpus  # noqa: B018
+    if self.searches:
+      door.check_index(config.retrieval, self.corpus.num_chunks, config.corpus.cache_dir)
     if "roots" in self.method.asks:
       # The last round's roots: whether there are enough documents should not come out after three rounds.
       sample_documents(self.corpus, seed=self.config.seed, round_index=self.config.rounds,
@@ -369,10 +376,10 @@ class _Stages:
   def searched(self):
     """(embedder or None, index or None): what the method searches with."""
     config, asks = self.config, self.method.asks
-    searches = self.screens or config.method_options.search == "embeddings"
-    embedder = make_embedder(config.retrieval) if searches and "embedder" in asks else None
+    by_vectors = self.screens or config.method_options.search == "embeddings"
+    embedder = make_embedder(config.retrieval) if by_vectors and "embedder" in asks else None
     index = open_index(self.corpus, embedder, config.retrieval, config.corpus.cache_dir,
-                       config.seed) if searches and "index" in asks else None
+                       config.seed) if self.searches else None
     return embedder, index
 
   @functools.cached_property

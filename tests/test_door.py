@@ -77,6 +77,22 @@ def test_a_run_that_does_not_fit_is_refused_before_any_work(tmp_path, material, 
     loop.run(config_lib.parse(config), tmp_path / "other")
 
 
+def test_an_index_that_fits_neither_disk_nor_memory_is_refused(tmp_path, free):
+  config = small_config(tmp_path)
+  config.retrieval.dim = 64
+  retrieval = config_lib.parse(config).retrieval  # exact, of hashed n-grams
+  # Half precision, 64 numbers: 128 bytes a chunk on the disk and, while it is built, twice that in memory.
+  free(disk=128 * 10_000, memory=256 * 10_000)
+  door.check_index(retrieval, 10_000, str(tmp_path / "cache"))
+  with pytest.raises(UserError, match=r"the index of 10,001 chunks: 1.2 MiB.*its disk has 1.2 MiB free"):
+    door.check_index(retrieval, 10_001, str(tmp_path / "cache"))
+  free(memory=256 * 10_000)
+  with pytest.raises(UserError, match=r"the host's memory .*the index of 10,001 chunks, built: 2.4 MiB.* 2.4 MiB are"):
+    door.check_index(retrieval, 10_001, str(tmp_path / "cache"))
+  (tmp_path / "cache" / "rows-abc").mkdir(parents=True)
+  door.check_index(retrieval, 10_001, str(tmp_path / "cache"))  # it is there, and half as large while it is searched
+
+
 def test_what_is_there_already_needs_no_more_room(tmp_path, free):
   assert door.size_of(tmp_path) == 0
   (tmp_path / "a").mkdir()

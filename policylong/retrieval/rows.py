@@ -16,6 +16,7 @@ import io
 import logging
 import os
 import pathlib
+import socket
 import zipfile
 from collections.abc import Iterator
 from typing import Protocol
@@ -95,7 +96,10 @@ class StoredRows:
 
   @contextlib.contextmanager
   def lock(self, rows: range) -> Iterator[None]:
-    """One process embeds or indexes; others that want any of the same rows wait. Dropped when the process ends."""
+    """One process embeds or indexes; others that want any of the same rows wait. Dropped when the process ends.
+
+    On some network mounts it holds among the processes of one machine alone. It saves work, and nothing relies on it.
+    """
     try:
       self._directory.mkdir(parents=True, exist_ok=True)
       file = open(self._directory.with_suffix(".lock"), "w")  # noqa: SIM115 (closed below, after what it protects)
@@ -124,7 +128,8 @@ class StoredRows:
   def _embed(self, file: int) -> np.ndarray:
     vectors = self._embedder.embed_documents([self._corpus.chunk_text(row) for row in self._rows_of(file)])
     rows, path = checked_rows(vectors).astype(np.float16), self._path(file)
-    temporary = path.with_name(f".{path.name}.{hosts.index()}.tmp")
+    # Where a lock holds on one machine alone, two may write the same rows: each whole, and one after the other.
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{hosts.index()}.tmp")
     with open(temporary, "wb") as output:
       np.savez(output, rows=rows, of=np.array(self._name(file)))
     os.replace(temporary, path)

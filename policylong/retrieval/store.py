@@ -37,6 +37,7 @@ from policylong.retrieval.pieces import PiecedIndex, index_memory, piece_leaves,
 from policylong.retrieval.rows import Chunks, StoredRows
 from policylong.retrieval.scann_index import TUNING_QUERIES, ScannIndex, number_of_leaves
 from policylong.retrieval.sharded import ShardedIndex
+from policylong.storage import lock
 
 _QUERY_WORDS = 30
 
@@ -129,7 +130,7 @@ class _Piece:
 
   def build(self, queries: Callable[[], np.ndarray]) -> None:
     """Builds it, unless it is there; `queries` gives what a tree is tuned on."""
-    with self._stored.lock(self.rows):
+    with lock.held(self.path.with_suffix(".owner"), f"the index {self.path}", wait=True):
       if self.path.exists():
         return
       began = time.monotonic()
@@ -165,7 +166,7 @@ class _Piece:
   def _remove(self) -> None:
     """At one stroke: a kill leaves no half of it under its name."""
     gone = self.path.with_suffix(".damaged")
-    with self._stored.lock(self.rows):
+    with lock.held(self.path.with_suffix(".owner"), f"the index {self.path}", wait=True):
       shutil.rmtree(gone, ignore_errors=True)
       if self.path.exists():
         os.rename(self.path, gone)

@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 import shutil
+import socket
 
 import numpy as np
 import pytest
@@ -118,7 +119,7 @@ def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(tmp_path, leaves):
     store.open_index(corpus, Counting(stop_after=128), config, tmp_path / "killed", seed=0)
   (folder,) = (tmp_path / "killed").glob("rows-*/")
   assert sorted(path.name for path in folder.iterdir()) == ["00000.npz", "00001.npz"]
-  (folder / ".00002.npz.0.tmp").write_bytes(b"half a file")  # killed while it was written
+  (folder / f".00002.npz.{socket.gethostname()}.0.tmp").write_bytes(b"half a file")  # killed while it was written
   rest = Counting()
   store.open_index(corpus, rest, config, tmp_path / "killed", seed=0)
   assert rest.embedded == 300 - 128 + (300 if leaves else 0)
