@@ -100,9 +100,19 @@ def _open(paths: tuple[str, ...], stats: tuple[tuple[int, int], ...]) -> File:
   return File(tuple(map(pathlib.Path, paths)), first.fields, tensors)
 
 
+class _Reader(gguf.GGUFReader):
+  """The package's, which takes what lies beyond the end of a file for nothing, and goes on reading: 2^50 times."""
+
+  def _get(self, offset, dtype, count=1, *more, **options):
+    end = int(offset) + np.dtype(dtype).itemsize * int(count)
+    if end > len(self.data):
+      raise ValueError(f"a value is said to end at byte {end}")
+    return super()._get(offset, dtype, count, *more, **options)
+
+
 def _read(path: str, size: int) -> gguf.GGUFReader:
   try:
-    reader = gguf.GGUFReader(path)
+    reader = _Reader(path)
   except (ValueError, KeyError, IndexError, OverflowError, MemoryError, UnicodeDecodeError) as error:
     raise UserError(f"model file {path} ({size} bytes) is truncated, damaged or no GGUF file ({error}): "
                     "fetch it again") from error

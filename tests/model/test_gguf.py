@@ -1,6 +1,7 @@
 """GGUF files: all parts, all that changes a number, all quantised types; the right logits are transformers'."""
 
 import hashlib
+import struct
 
 import checkpoints
 import families
@@ -218,6 +219,14 @@ def test_a_type_that_it_does_not_dequantise_is_refused_by_name(tmp_path):
   path = checkpoints.write_gguf_of(SHAPE, weights_with(down), tmp_path / "m.gguf")
   with pytest.raises(UserError, match=r"blk\.0\.ffn_down\.weight .* quantised as Q8_1"):
     load(path)
+
+
+@pytest.mark.parametrize("kind, what", [((8,), "a text"), ((9, 4), "a list of numbers"), ((9, 8), "a list of texts")])
+def test_a_value_longer_than_the_file_is_not_looked_for(tmp_path, kind, what):
+  head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 3) + b"key"
+  (tmp_path / "m.gguf").write_bytes(head + struct.pack(f"<{len(kind)}IQ", *kind, 2**50))
+  with pytest.raises(UserError, match="is said to end at byte"):
+    hf.read_model_config(tmp_path / "m.gguf")
 
 
 def test_tensors_lie_inside_the_file_and_not_over_each_other(models, tmp_path):
