@@ -21,6 +21,8 @@ _CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2
 _THETA = {"smollm3": 2_000_000.0}
 _SLIDING_WINDOW = {"mistral": 4096, "qwen2": 4096, "qwen3": 4096}
 _MAX_WINDOW_LAYERS = 28
+# A tensor of each is looked for by name: of more, that would be the end of the host's memory.
+_MOST_LAYERS = 10_000
 _MOE = ("mixtral", "dbrx", "jamba", "deepseek_v2", "deepseek_v3", "gpt_oss", "granitemoe", "phimoe", "llama4")
 # The settings of each kind of RoPE scaling, beside rope_theta, rope_type, type and partial_rotary_factor; `finetuned`
 # says how a model was made.
@@ -74,6 +76,8 @@ def from_dict(values: dict, where: str) -> ModelConfig:
   if values.get("auto_map"):
     _say(f"{where} names code of its own (auto_map), which is never run: the model is read as transformers' {family}")
   heads, width, layers = get("num_attention_heads"), get("hidden_size"), get("num_hidden_layers")
+  if layers > _MOST_LAYERS:
+    raise UserError(f"{where} has num_hidden_layers = {layers}, wanted at most {_MOST_LAYERS}")
   theta, scaling, window = _Rope(values, where).read(get("max_position_embeddings"), _THETA.get(family, 10_000.0))
   _refuse_sliding_window(values, where, family, layers, window)
   return ModelConfig(
