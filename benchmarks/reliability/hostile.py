@@ -18,7 +18,7 @@ import tempfile
 import time
 
 from benchmarks.reliability import cases_config, cases_data, forked
-from benchmarks.reliability.world import Case, World, make_world
+from benchmarks.reliability.world import Case, World
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 # Seconds that a hostile input may take.
@@ -83,7 +83,9 @@ def main() -> None:
   parser.add_argument("--list", action="store_true", help="print the cases, and run none")
   flags = parser.parse_args()
   folder = flags.folder.absolute()
-  world = make_world(folder / "world")
+  # In a process of its own: copies of this one must not inherit devices that are set up, or their threads.
+  subprocess.run([sys.executable, "-m", "benchmarks.reliability.world", folder / "world"], check=True, cwd=REPOSITORY)
+  world = World(folder / "world")
   cases = chosen(world, flags.count, flags.seed, flags.only)
   if flags.list:
     print("\n".join(f"{case.module}  {case.name}" for case in cases) + f"\n{len(cases)} cases")

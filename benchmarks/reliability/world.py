@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 from collections.abc import Callable
 
 from tests.small_chat import conversation, write_chats
@@ -89,3 +90,7 @@ def make_world(folder: pathlib.Path) -> World:
     (folder / "texts.jsonl").write_text(json.dumps({"id": "a", "text": "The survey counted 412 houses."}) + "\n")
     (folder / "DONE").write_text("")
   return World(folder)
+
+
+if __name__ == "__main__":
+  make_world(pathlib.Path(sys.argv[1]))
