@@ -11,6 +11,7 @@ import json
 import math
 import types
 import typing
+from collections.abc import Callable
 
 from ml_collections.config_dict import FieldReference
 
@@ -515,6 +516,20 @@ def parse(values, kind=Config):
 def to_json(config: Config | FineTuning) -> str:
   """The exact config as JSON with sorted keys: what a working directory remembers."""
   return json.dumps(dataclasses.asdict(config), indent=2, sort_keys=True) + "\n"
+
+
+def with_paths(config: typing.Any, change: Callable[[str], str]) -> typing.Any:
+  """A config, or a group of its fields, with `change` made of each of its paths."""
+  changed: dict[str, typing.Any] = {}
+  for name, hint in typing.get_type_hints(type(config)).items():
+    value = getattr(config, name)
+    if hint is paths.Path:
+      changed[name] = change(value)
+    elif dataclasses.is_dataclass(value):
+      changed[name] = with_paths(value, change)
+    elif isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+      changed[name] = tuple(with_paths(item, change) for item in value)
+  return dataclasses.replace(config, **changed)
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:

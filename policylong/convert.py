@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 from policylong import paths
 from policylong.errors import UserError, run_command
 from policylong.model import hf, qwen, stored, tokenizer, vocabulary
+from policylong.storage import hub
 from policylong.storage.workdir import check_output, new_directory
 
 TEXT = ("The survey of 1923 counted 412 houses, three mills and one bridge. By the next spring the bridge was gone, "
@@ -106,23 +107,29 @@ def main() -> None:
   parser = argparse.ArgumentParser(prog="python -m policylong.convert", description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("direction", choices=("hf-to-orbax", "orbax-to-hf"))
-  parser.add_argument("--model", type=paths.local, required=True,
-                      help="what to convert: an HF directory or GGUF file; an Orbax directory, a run's working "
-                           "directory or one of its checkpoints")
+  parser.add_argument("--model", type=paths.expand, required=True,
+                      help="what to convert: an HF directory, GGUF file or hf://ORG/NAME; an Orbax directory, a run's "
+                           "working directory or one of its checkpoints")
   parser.add_argument("--output", type=paths.local, required=True, help="a directory that does not exist yet")
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                       help="of the written weights (default: float32, which holds any source exactly)")
   parser.add_argument("--base_model", type=paths.expand,
                       help="where the model that a run started from is now, if it has moved since")
   flags = parser.parse_args()
-  if flags.base_model is not None and (flags.direction == "hf-to-orbax" or not stored.is_run(flags.model)):
+  if flags.direction == "hf-to-orbax":
+    model = pathlib.Path(hub.folder(flags.model))
+  elif flags.model.startswith(hub.PREFIX):
+    raise UserError(f"--model is {flags.model}, and what lies on the hub is no Orbax directory and no run")
+  else:
+    model = pathlib.Path(flags.model)
+  if flags.base_model is not None and (flags.direction == "hf-to-orbax" or not stored.is_run(model)):
     raise UserError(f"--base_model is {flags.base_model}, and {flags.model} is no run, which started from one: leave "
                     "it out")
   dtype = jnp.dtype(flags.dtype)
   if flags.direction == "hf-to-orbax":
-    difference = hf_to_orbax(flags.model, flags.output, dtype)
+    difference = hf_to_orbax(model, flags.output, dtype)
   else:
-    difference = orbax_to_hf(flags.model, flags.output, dtype, flags.base_model)
+    difference = orbax_to_hf(model, flags.output, dtype, flags.base_model)
   print(f"written: {flags.output} ({flags.dtype}); read again, its logits on a fixed text differ from the source's "
         f"by at most {difference:.3g}")
 

@@ -87,7 +87,7 @@ def run(config: config_lib.Config, directory) -> epath.Path:
       return workdir.page
     with (progress.told(workdir.progress, hosts.index(), hosts.count()), wandb_run.opened(config, workdir),
           contextlib.ExitStack() as closing):
-      _rounds(config, workdir, closing)
+      _rounds(workdir.located(config), workdir, closing)
   return workdir.page
 
 

@@ -44,6 +44,14 @@ def seen_from(path: str, folder: str | os.PathLike) -> str:
   return path if is_url(path) else os.path.join(os.fspath(folder), path)
 
 
+def found_from(path: str, folder: str | os.PathLike) -> str:
+  """`seen_from` where something is there; else the path as it is: of what has yet to be made, or has moved."""
+  if not path or is_url(path) or os.path.realpath(folder) == os.getcwd():
+    return path
+  there = seen_from(path, folder)
+  return there if matching(there) else path
+
+
 def matching(pattern: str) -> list[str]:
   """The files and folders that a name stands for, sorted; *, ?, [...] and ** are wildcards.
 

@@ -76,3 +76,13 @@ def test_bad_usage_exits_2(monkeypatch):
   with pytest.raises(SystemExit) as caught:
     run(monkeypatch, "hf-to-tape", "--model=a", "--output=b")
   assert caught.value.code == 2
+
+
+def test_a_model_on_the_hub_is_converted_and_nothing_else_is_there(tmp_path, monkeypatch, capsys):
+  source = checkpoints.write_hf(MODELS, "llama_tied", tmp_path / "snapshot")
+  asked = []
+  monkeypatch.setattr(convert.hub, "folder", lambda path: asked.append(path) or source)
+  run(monkeypatch, "hf-to-orbax", "--model=hf://org/tiny@v1", f"--output={tmp_path / 'orbax'}")
+  assert "by at most 0\n" in capsys.readouterr().out and asked == ["hf://org/tiny@v1"]
+  with pytest.raises(UserError, match="hf://org/tiny, and what lies on the hub is no Orbax directory and no run"):
+    run(monkeypatch, "orbax-to-hf", "--model=hf://org/tiny", f"--output={tmp_path / 'hf'}")

@@ -14,16 +14,18 @@ from configs import demo
 from policylong import config as config_lib
 from policylong import convert, paths
 from policylong.commands import config_flags
+from policylong.corpus.chunks import chunk_id
 from policylong.corpus.sources import find_files
 from policylong.devices import mesh
 from policylong.errors import UserError
 from policylong.model import stored
+from policylong.sft import tuning
 from policylong.storage.workdir import Workdir
 from policylong.synthesis import storage
-from tests.small_chat import write_model
+from tests.small_chat import conversation, small_tuning, write_chats, write_model
 from tests.small_run import make_small_run
 
-ODD = "run [1] {a} ü*?"
+ODD = "run [1] {a} u\u0308*? 100% @2 #'"
 
 
 @pytest.fixture
@@ -151,6 +153,22 @@ def test_a_run_below_an_odd_name_is_whole_and_is_opened_from_anywhere(done, tmp_
   assert found.identity() == linked.identity()
 
 
+def test_a_runs_relative_paths_are_below_the_folder_in_which_it_was_begun(done, tmp_path, monkeypatch, capsys):
+  from policylong.report import __main__ as report
+  (tmp_path / "talks.jsonl").write_text("another file of that name")
+  monkeypatch.chdir(tmp_path)
+  workdir = Workdir(done / ODD)
+  config = config_lib.parse(json.loads(workdir.config_json.read_text()))
+  found = workdir.located(config)
+  assert found.model.path == f"{done}/model" and found.corpus.sources[0].path == f"{done}/talks.jsonl"
+  assert found.corpus.cache_dir == f"{done}/cache" and found.retrieval.embedder_path == ""
+  assert found.eval == config.eval and config_lib.with_paths(found, str.upper).model.path == f"{done}/model".upper()
+  assert report._chunk_text(workdir)(chunk_id("talks/talk1", 0, 9))
+  assert not capsys.readouterr().err and not (tmp_path / "cache").exists()
+  monkeypatch.chdir(done)
+  assert workdir.located(config) == config
+
+
 def test_a_base_model_that_moved_is_asked_for_and_taken_and_another_is_refused(done, tmp_path, monkeypatch, capsys):
   (done / "model").rename(done / "moved")
   try:
@@ -160,6 +178,12 @@ def test_a_base_model_that_moved_is_asked_for_and_taken_and_another_is_refused(d
                                       f"--base_model={done / 'moved'}"])
     convert.main()
     assert "by at most 0\n" in capsys.readouterr().out
+    write_chats(tmp_path / "chats.jsonl", map(conversation, range(20)))
+    values = small_tuning(done / ODD, tmp_path / "chats.jsonl")
+    monkeypatch.setattr(tuning, "Trainer", lambda *_, **__: None)
+    with pytest.raises(AttributeError, match="restore_latest"):  # all before training is done
+      tuning.run(config_lib.parse(values, config_lib.FineTuning), tmp_path / "tuned", str(done / "moved"))
+    assert (tmp_path / "tuned" / "sequences" / "DONE.json").exists()
     with pytest.raises(UserError, match=r"--base_model is .*gone, which is not there"):
       stored.open_model(done / ODD, base_model=str(done / "gone"))
     with pytest.raises(UserError, match="is no run, which started from one"):

@@ -50,8 +50,8 @@ def rows(path: epath.Path, text_field: str, id_field: str, alone: bool) -> Itera
 
 
 def is_parquet(where: str) -> bool:
-  """Whether a file, or the first file of a glob, is Parquet by its first bytes."""
-  return (path := _first(where)) is not None and _head(path) == _MAGIC
+  """Whether a file, or one of a glob's files (beside a README, say), is Parquet by its first bytes."""
+  return any(_head(path) == _MAGIC for path in map(pathlib.Path, paths.matching(where)) if not why_not(path))
 
 
 def has_column(where: str, name: str) -> bool:
@@ -73,10 +73,6 @@ def _opened(path: epath.Path) -> Iterator[pq.ParquetFile]:
   else:
     with raw(path) as stream, pq.ParquetFile(stream) as file:
       yield file
-
-
-def _first(where: str) -> pathlib.Path | None:
-  return next((path for path in map(pathlib.Path, paths.matching(where)) if not why_not(path)), None)
 
 
 def _head(path: pathlib.Path) -> bytes:

@@ -85,6 +85,8 @@ def read_source(source: config_lib.Source, ids_with_file: bool = False, only: sl
 def read_with_unique_ids(source: config_lib.Source) -> list[Reading]:
   """All records of a source, in memory; their ids carry the file where two files share one.
 
+  A second record of a file with the same id is a bad one, as in a corpus.
+
   Raises:
     UserError: as `read_source`.
   """
@@ -93,7 +95,14 @@ def read_with_unique_ids(source: config_lib.Source) -> list[Reading]:
   for reading in readings:
     if reading.document and first.setdefault(reading.document.id, reading.file) != reading.file:
       log_ids_begin_anew(source.name, reading)
-      return list(read_source(source, ids_with_file=True))
+      readings = list(read_source(source, ids_with_file=True))
+      break
+  seen: set[str] = set()
+  for i, reading in enumerate(readings):
+    if reading.document and reading.document.id in seen:
+      readings[i] = dataclasses.replace(reading, document=None, reason=DUPLICATE_ID)
+    elif reading.document:
+      seen.add(reading.document.id)
   return readings
 
 

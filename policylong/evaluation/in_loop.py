@@ -2,7 +2,9 @@
 
 import logging
 
-from policylong.config import Config
+from policylong.config import Config, Source
+from policylong.corpus.files import why_not
+from policylong.corpus.sources import source_files
 from policylong.devices import hosts
 from policylong.errors import UserError
 from policylong.evaluation import helmet, lm_eval_tasks, longbench2, ruler, ruler_package
@@ -11,6 +13,7 @@ from policylong.evaluation.policy import Policy
 from policylong.evaluation.results import Options, check_lengths
 from policylong.model.qwen import ModelConfig
 from policylong.model.vocabulary import end_tokens
+from policylong.storage.checksums import sha256_of_files
 from policylong.storage.workdir import Workdir, read_json, write_json
 from policylong.training import scalars
 from policylong.training.metrics import write_scalars
@@ -40,6 +43,8 @@ class RoundEvaluation:
           lm_eval_tasks.check_installed()
       check_lengths(config.eval.lengths, self._model.max_positions, f"{config.model.path}, trained on sequences of "
                     f"{config.synthesis.sequence_length} tokens,")
+      if config.eval.documents.path and hosts.is_first():
+        _claim_documents(workdir, config.eval.documents)
 
   def run(self, index: int, state, tokenizer, mesh) -> None:
     """Evaluates the policy of `state`, as it is after round `index`, unless that is done; `DONE.json` is written last.
@@ -73,3 +78,15 @@ class RoundEvaluation:
         documents=config.documents if config.documents.path else None, short_window=config.short_window,
         evaluator=self._config.model.path if index else None,
         keys_dir=str(self._workdir.round(0).evaluation / "key_tokens"))
+
+
+def _claim_documents(workdir: Workdir, source: Source) -> None:
+  """Notes what the documents are, or checks that they are still those that earlier rounds were evaluated on."""
+  now = {"path": source.path, "sha256": sha256_of_files([path for path in source_files(source) if not why_not(path)])}
+  if source.kind == "hub":
+    now["sha256"] = source.path  # with its commit
+  if not workdir.documents_json.exists():
+    write_json(workdir.documents_json, now)
+  elif read_json(workdir.documents_json)["sha256"] != now["sha256"]:
+    raise UserError(f"{workdir.directory} began with other eval.documents than {source.path} holds now, so that its "
+                    "rounds could not be compared: put the files back as they were, or choose another --workdir")

@@ -20,7 +20,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from policylong.errors import UserError
 from policylong.evaluation.shared_work import answered
-from policylong.model.tokenizer import encode, encode_begun
+from policylong.model.tokenizer import beginning, encode, encode_begun
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _WITHOUT_EFFECT = {"top_p": (None, 1, 1.0), "top_k": (None, 0, -1), "min_p": (No
 class PolicyLM(TemplateLM):
   """Answers lm-eval's requests with a policy.
 
-  A prompt that does not fit the window loses tokens on its left, and its document counts as truncated.
+  A prompt that does not fit the window loses tokens on its left, all but a BOS, and its document counts as truncated.
   """
 
   def __init__(self, policy, directory: epath.Path, seed: int = 0):
@@ -52,6 +52,7 @@ class PolicyLM(TemplateLM):
     self._directory = directory
     self._seed = seed
     self.tokenizer = policy.tokenizer
+    self._beginning = beginning(policy.tokenizer).tolist()
     self._warned: set[str] = set()
     # {name of a task: ids of its documents that were truncated}
     self.truncated: dict[str, set[int]] = collections.defaultdict(set)
@@ -159,7 +160,7 @@ class PolicyLM(TemplateLM):
       # As many as asked for, but the prompt keeps half of the window, and all that it needs of what is free.
       new = max(1, min(arguments["max_gen_toks"], max(self.max_length - len(tokens), self.max_length // 2)))
       truncated.append(len(tokens) + new > self.max_length)
-      prompts.append(tokens[-(self.max_length - new):])
+      prompts.append(self._cut(tokens, self.max_length - new))
       most.append(new)
       alike[self._manner(arguments)].append(i)
     self._warn_of(truncated)
@@ -200,7 +201,13 @@ class PolicyLM(TemplateLM):
     if not continuation:
       return []
     room = self.max_length - len(continuation)
-    return [(context[-room:], continuation)] if room > 0 else self._rolled(context[-1], continuation)
+    return [(self._cut(context, room), continuation)] if room > 0 else self._rolled(context[-1], continuation)
+
+  def _cut(self, tokens: list[int], room: int) -> list[int]:
+    """At most `room` tokens: the last ones, behind what the tokenizer begins every text with if they begin so."""
+    begun = self._beginning
+    kept = begun if tokens[:len(begun)] == begun and len(begun) < room else []
+    return tokens if len(tokens) <= room else kept + tokens[len(tokens) - room + len(kept):]
 
   def _rolled(self, before: int, tokens: list[int]) -> list[tuple[list[int], list[int]]]:
     windows = utils.get_rolling_token_windows(tokens, before, max_seq_len=self.max_length - 1, context_len=1)

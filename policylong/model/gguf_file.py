@@ -12,6 +12,7 @@ import glob
 import os
 import pathlib
 import re
+from typing import Any
 
 import gguf
 import numpy as np
@@ -101,11 +102,23 @@ def _open(paths: tuple[str, ...], stats: tuple[tuple[int, int], ...]) -> File:
 
 
 class _Reader(gguf.GGUFReader):
-  """The package's, which takes what lies beyond the end of a file for nothing, and goes on reading: 2^50 times."""
+  """The package's, over a plain array, of which a vocabulary's million pieces are cut faster than of a memmap.
+
+  The package takes what lies beyond the end of a file for nothing, and goes on reading: 2^50 times. Here it is refused.
+  """
+
+  @property
+  def data(self) -> Any:
+    """The file's bytes, mapped."""
+    return self._bytes
+
+  @data.setter
+  def data(self, mapped: Any) -> None:
+    self._bytes = mapped.view(np.ndarray)
 
   def _get(self, offset, dtype, count=1, *more, **options):
     end = int(offset) + np.dtype(dtype).itemsize * int(count)
-    if end > len(self.data):
+    if end > len(self._bytes):
       raise ValueError(f"a value is said to end at byte {end}")
     return super()._get(offset, dtype, count, *more, **options)
 

@@ -242,14 +242,15 @@ def weight_files(path: str | os.PathLike) -> tuple[pathlib.Path, ...]:
 
 
 def _safetensors_files(path: pathlib.Path) -> list[pathlib.Path]:
-  """The weight files of an HF directory, in the order of their names."""
-  index = path / _INDEX
-  if not index.exists():
-    single = path / "model.safetensors"
-    if not single.exists():
-      raise UserError(f"{path} has neither model.safetensors nor {_INDEX}: give an HF model directory with "
-                      "safetensors weights, or a GGUF file")
+  """The weight files of an HF directory, in the order of their names; one file before many, as transformers has it."""
+  index, single = path / _INDEX, path / "model.safetensors"
+  if single.exists():
+    if index.exists():
+      _say_one_of_two(path)
     return [single]
+  if not index.exists():
+    raise UserError(f"{path} has neither model.safetensors nor {_INDEX}: give an HF model directory with "
+                    "safetensors weights, or a GGUF file")
   try:
     names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
   except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
@@ -258,6 +259,11 @@ def _safetensors_files(path: pathlib.Path) -> list[pathlib.Path]:
     if pathlib.PurePath(name).name != name or not (path / name).is_file():
       raise UserError(f"{index} names the weight file {name!r}, which is not in {path}")
   return [path / name for name in names]
+
+
+@functools.cache
+def _say_one_of_two(path: pathlib.Path) -> None:
+  logging.warning("%s has both model.safetensors and %s: the former is read, as transformers does it", path, _INDEX)
 
 
 def _check_hash(path: pathlib.Path, files: Sequence[pathlib.Path], wanted: str) -> None:

@@ -40,6 +40,9 @@ def read_config(path: pathlib.Path) -> ModelConfig:
     UserError: the file is missing or damaged, the architecture is unknown, or a field is not supported.
   """
   where = path / "config.json"
+  if (path / "adapter_config.json").exists():
+    raise UserError(f"{path} holds an adapter (adapter_config.json), which changes the weights of another model: merge "
+                    "the two (peft's merge_and_unload) and give the directory that results")
   try:
     values = json.loads(where.read_text(encoding="utf-8"))
   except (OSError, ValueError, RecursionError) as error:  # the last for brackets in brackets without end

@@ -15,9 +15,6 @@ import pathlib
 import re
 
 import numpy as np
-
-# Only its tokenizers and configs are used; it need not say at each start that PyTorch is not there.
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE

@@ -8,10 +8,13 @@ On several hosts, start the same command on each, as policylong.main says.
 from absl import flags
 
 from policylong import config as config_lib
+from policylong import paths
 from policylong.commands import config_flags, run
 from policylong.errors import run_command
 
 flags.adopt_module_key_flags(run)
+_BASE_MODEL = flags.DEFINE_string(
+    "base_model", None, "Where the model that the run in config.model.path started from is now, if it has moved since.")
 
 
 def main() -> None:
@@ -21,7 +24,7 @@ def main() -> None:
     from policylong.devices import hosts  # after the flags: --help and mistakes answer at once
     from policylong.sft import tuning
 
-    final = tuning.run(config, workdir)
+    final = tuning.run(config, workdir, None if _BASE_MODEL.value is None else paths.expand(_BASE_MODEL.value))
     if hosts.is_first():
       if loss := final["held_out"]:
         print(f"held-out answers ({loss['tokens']:,} tokens): {loss['before']:.4f} nats a token before, "

@@ -14,7 +14,7 @@ import logging
 import pathlib
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from etils import epath
@@ -22,7 +22,7 @@ from etils import epath
 from policylong import config as config_lib
 from policylong import door
 from policylong.corpus.conversations import EMPTY_ANSWER, Conversation, read_conversations
-from policylong.corpus.files import find_files, size_of
+from policylong.corpus.files import find_files, size_of, why_not
 from policylong.devices import hosts
 from policylong.devices.mesh import make_mesh
 from policylong.errors import UserError
@@ -30,6 +30,7 @@ from policylong.model import identity
 from policylong.model.chat import Chat, Example, NotRendered
 from policylong.model.stored import StoredModel, describe, open_model
 from policylong.storage import hub, lock, progress
+from policylong.storage.checksums import sha256_of_files
 from policylong.storage.progress import Bar
 from policylong.storage.workdir import Workdir, read_json, write_atomically, write_json
 from policylong.synthesis.packing import pack
@@ -44,8 +45,13 @@ log = logging.getLogger(__name__)
 NO_TOKENS = "no token of an answer is left by the chat template"
 
 
-def run(config: config_lib.FineTuning, directory) -> dict:
+def run(config: config_lib.FineTuning, directory, base_model: str | None = None) -> dict:
   """Runs or resumes a fine-tuning in the working directory; returns what final.json says.
+
+  Args:
+    config: of the fine-tuning.
+    directory: the working directory.
+    base_model: as of `stored.open_model`, where model.path is a run.
 
   Returns:
     step; held_out: {tokens, before, after} with losses in nats a token, or None where nothing is held out.
@@ -63,20 +69,23 @@ def run(config: config_lib.FineTuning, directory) -> dict:
       return read_json(workdir.final_json)
     with (progress.told(workdir.progress, hosts.index(), hosts.count()), wandb_run.opened(config, workdir),
           contextlib.ExitStack() as closing):
-      _tune(config, workdir, closing)
+      _tune(workdir.located(config), workdir, base_model, closing)
     return read_json(workdir.final_json)
 
 
-def _tune(config: config_lib.FineTuning, workdir: Workdir, closing: contextlib.ExitStack) -> None:
+def _tune(config: config_lib.FineTuning, workdir: Workdir, base_model: str | None,
+          closing: contextlib.ExitStack) -> None:
   """Every stage that is not over yet; final.json is written last. `closing` closes what must be, however they end."""
   with hosts.first_before_others("hub"):
     path = hub.folder(config.model.path, workdir.hub_json)
-  model = open_model(path, config.model.sha256)
+  model = open_model(path, config.model.sha256, base_model)
   if hosts.is_first():
     identity.claim_base(workdir, config.model.path, model.identity())
   mesh = make_mesh(config.mesh)
   with hosts.first_before_others("conversations"):
-    if hosts.is_first() and not workdir.sequences_json.exists():
+    if hosts.is_first() and workdir.sequences_json.exists():
+      _check_conversations(config.data.path, workdir)
+    elif hosts.is_first():
       write_json(workdir.sequences_json, _Preparation(config, model).write(workdir))
   counts = read_json(workdir.sequences_json)
   if hosts.is_first():
@@ -110,16 +119,33 @@ def _tune(config: config_lib.FineTuning, workdir: Workdir, closing: contextlib.E
   hosts.barrier("done")
 
 
+def _files(path: str) -> list[pathlib.Path]:
+  return [file for file, _ in find_files(path, "jsonl", "data.path")]
+
+
+def _sha256(files: Iterable[pathlib.Path]) -> str:
+  return sha256_of_files([file for file in files if not why_not(file)])
+
+
+def _check_conversations(path: str, workdir: Workdir) -> None:
+  """Raises a UserError where data.path holds other conversations than those that were packed."""
+  packed = read_json(workdir.sequences_json).get("conversations_sha256")
+  if packed is not None and packed != _sha256(_files(path)):
+    raise UserError(f"{workdir.directory} began with other conversations than {path} holds now: put the files back as "
+                    "they were, or choose another --workdir")
+
+
 class _Preparation:
   """From the files to packed sequences on disk, with everything counted."""
 
   def __init__(self, config: config_lib.FineTuning, model: StoredModel):
     self._data, self._seed, self._model = config.data, config.seed, model
     self._chat = Chat(model.tokenizer, config.model.path)
-    self._files = [path for path, _ in find_files(self._data.path, "jsonl", "data.path")]
+    self._files = _files(self._data.path)
     self._longest = min(self._data.sequence_length, model.config.max_positions)
     self._skipped: Counter[str] = Counter()
     self._counts: Counter[str] = Counter()
+    self._by_the_template: set[str] = set()  # reasons that the chat template gave
 
   def write(self, workdir: Workdir) -> dict:
     """Writes the model's description and all sequences; returns the counts.
@@ -128,18 +154,17 @@ class _Preparation:
       UserError: no conversation is left to train on, or none to hold out.
     """
     self._describe(workdir)
+    counts: dict = {"conversations_sha256": _sha256(self._files), "held_out_sequences": 0}
     held_out = self._held_out()
-    counts: dict = {"held_out_sequences": 0}
-    # Held-out ones first: they are few, and what is wrong with a file comes out early.
     if held_out:
       counts["held_out_sequences"] = self._pack("held_out", held_out, True, workdir.held_out_sequences)
-      if not counts["held_out_sequences"]:
-        raise UserError(f"data.held_out is {self._data.held_out}, but no conversation that it chooses of "
-                        f"{self._data.path} can be used ({self._in_words()}): raise it, or set it to 0")
     counts["sequences"] = self._pack("trained", held_out, False, workdir.sequences)
     if not counts["sequences"]:
-      raise UserError(f"{self._data.path} has no conversation to train on ({self._in_words()}): every line must be "
-                      '{"messages": [{"role": ..., "content": ...}, ...]} with an assistant turn')
+      raise UserError(self._nothing())
+    if held_out and not counts["held_out_sequences"]:
+      raise UserError(f"data.held_out is {self._data.held_out}, and none of the {len(held_out)} conversations of "
+                      f"{self._data.path} that it chooses can be used (skipped in the whole file: {self._in_words()}): "
+                      "raise it, or set it to 0")
     places = counts["sequences"] * self._data.sequence_length
     tokens, squares = self._counts["trained_tokens"], self._counts.pop("trained_squares")
     self._counts.pop("held_out_squares", None)
@@ -195,6 +220,7 @@ class _Preparation:
       examples = self._chat.examples(conversation.messages, conversation.learnt, conversation.tools)
     except NotRendered as error:
       self._skipped[str(error)] += 1
+      self._by_the_template.add(str(error))
       return []
     kept = []
     for example in examples:
@@ -217,13 +243,28 @@ class _Preparation:
         yield conversation
         bar.update(conversation.size)
 
+  def _nothing(self) -> str:
+    """The sentence for files that leave nothing to train on."""
+    path, held_out = self._data.path, self._counts["held_out_conversations"]
+    if held_out:
+      why = f"; skipped: {self._in_words()}" if self._skipped else ""
+      return (f"data.held_out = {self._data.held_out} takes all {held_out} conversations of {path} that can be used "
+              f"(copies of one count as one{why}), and none is left to train on: set it to 0, or add conversations")
+    if not self._skipped:
+      return f"{path} has no conversation to train on: it is empty"
+    wanted = ('every line must be {"messages": [{"role": ..., "content": ...}, ...]} with an assistant turn'
+              if self._skipped.keys() - self._by_the_template else
+              f"take a model whose chat template knows this, or put such a template into the HF directory of "
+              f"{self._model.name} as chat_template.jinja")
+    return f"{path} has no conversation to train on (skipped: {self._in_words()}): {wanted}"
+
   def _in_words(self) -> str:
-    return in_words(self._skipped) or "it is empty"
+    return in_words(self._skipped)
 
 
 def in_words(skipped: dict[str, int]) -> str:
   """Counts by reason, as a person reads them."""
-  return ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
+  return ", ".join(f"{reason} ({count})" for reason, count in sorted(skipped.items()))
 
 
 def log_counts(counts: dict, config: config_lib.FineTuning) -> None:

@@ -5,6 +5,7 @@ on the hub, it goes on with the same files; what is fetched lies in the hub's ow
 safetensors, JSON and the tokenizer's text files are fetched, never pickled weights or code.
 """
 
+import logging
 import os
 import pathlib
 import re
@@ -17,6 +18,8 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, Revi
 from policylong import paths
 from policylong.errors import UserError
 from policylong.storage.workdir import read_json, write_json
+
+log = logging.getLogger(__name__)
 
 PREFIX = "hf://"
 MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model"]
@@ -67,11 +70,24 @@ def pin(path: str, record: epath.PathLike | None = None, kind: str = "model") ->
         recorded[path] = huggingface_hub.HfApi().repo_info(repo, repo_type=kind, revision=revision or None,
                                                            timeout=20).sha
       except Exception as error:  # the client raises nearly anything without a network
-        raise refusal(path, error) from error
+        cached = None if isinstance(error, HfHubHTTPError) else _cached(repo, kind, revision)
+        if cached is None:
+          raise refusal(path, error) from error
+        log.warning("%s: the hub is out of reach, and its commit %s, which was fetched earlier, is taken", path, cached)
+        recorded[path] = cached
       if record is not None:
         write_json(record, recorded)
     revision = recorded[path]
   return paths.Path(f"{PREFIX}{repo}{':' if subset else ''}{subset}@{revision}")
+
+
+def _cached(repo: str, kind: str, revision: str) -> str | None:
+  """The commit that a revision was when it was last fetched; None if it never was."""
+  try:
+    return pathlib.Path(huggingface_hub.snapshot_download(repo, repo_type=kind, revision=revision or None,
+                                                          local_files_only=True)).name
+  except Exception:  # see above
+    return None
 
 
 def folder(path: str | os.PathLike, record: epath.PathLike | None = None) -> paths.Path:

@@ -7,6 +7,7 @@ The only module that knows the folder layout:
   base_model.json                what the model was that it began with; another one in its place is refused
   hub.json                       the commits of what is taken from the hub without one
   corpus.json                    what was read: documents, chunks, bad records
+  documents.json                 what eval.documents held when the run began; other ones in their place are refused
   checkpoints/<step>/            Orbax
   rounds/<r>/*.parquet           tables for people, r = 1 .. rounds
   rounds/<r>/sequences/          array_record for training; selected/: those of them that it reads, where it chooses
@@ -33,6 +34,7 @@ and of a fine-tuning's:
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -232,6 +234,7 @@ class Workdir:
     self.lock = self.directory / "lock"
     self.hub_json = self.directory / "hub.json"
     self.corpus_json = self.directory / "corpus.json"
+    self.documents_json = self.directory / "documents.json"
     self.final_json = self.directory / "final.json"
     self.page = self.directory / "report" / "index.html"
     self.model = self.directory / "model"
@@ -294,3 +297,7 @@ class Workdir:
   def started_in(self) -> str:
     """The folder that the relative paths of config.json are below; of a run that did not note it, this one."""
     return read_json(self.origin_json)["folder"] if self.origin_json.exists() else os.getcwd()
+
+  def located[Kind](self, config: Kind) -> Kind:
+    """The config with what its relative paths stand for, also where the run is gone on with in another folder."""
+    return config_lib.with_paths(config, functools.partial(paths.found_from, folder=self.started_in))

@@ -268,7 +268,17 @@ def test_ids_of_several_files(make_config, source, tmp_path, parts, wanted, drop
   assert ids(corpus) == [f"s/{each}" for each in wanted]
   assert corpus.bad_records == ({sources.DUPLICATE_ID: dropped} if dropped else {})
   readings = sources.read_with_unique_ids(source("jsonl", tmp_path / "in" / "*"))
-  assert {r.document.id for r in readings} == {f"s/{each}" for each in wanted}
+  assert [r.document.id for r in readings if r.document] == [f"s/{each}" for each in wanted]
+  assert [r.reason for r in readings if not r.document] == [sources.DUPLICATE_ID] * dropped
+
+
+def test_a_readme_beside_parquet_does_not_make_it_jsonl(tmp_path):
+  pq.write_table(pa.table({"text": ["one", "two"]}), tmp_path / "train-0.parquet")
+  (tmp_path / "README.md").write_text("# A data set")
+  (tmp_path / "ZIP").write_bytes(b"PK\3\4 and so on")
+  readings = list(sources.read_source(sources.source_at("in", str(tmp_path / "*"))))
+  assert [r.document.text for r in readings if r.document] == ["one", "two"]
+  assert [r.reason for r in readings if not r.document] == ["not whole Parquet"] * 2
 
 
 def test_settings_that_change_what_is_read_are_part_of_the_state(make_config, source, tmp_path):

@@ -137,6 +137,21 @@ def test_a_begin_token_that_the_text_has_is_not_added_again():
   assert model.loglikelihood(pairs(("ab", "e"))) == [(-1.0, True)] and policy.asked[0][0] == model.tok_encode("ab")
 
 
+def test_a_begin_token_stays_where_a_prompt_is_cut():
+  policy = StandIn(window=8, begin="<|begin|>")
+  begin = policy.tokenizer.bos_token_id
+  policy.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+      single="<|begin|> $A", special_tokens=[("<|begin|>", begin)])
+  model = adapter(policy)
+  model.loglikelihood(pairs(("0123456789", "ab"), ("01234", "ab"), ("0", "abcdefg"), ("0", "abcdefgh")))
+  assert policy.asked[0] == ([begin, *ids(policy, "56789")[1:]], ids(policy, "ab")[1:])
+  assert policy.asked[1] == (ids(policy, "01234"), ids(policy, "ab")[1:])
+  assert policy.asked[2] == (ids(policy, "0")[1:], ids(policy, "abcdefg")[1:])  # no room for both
+  assert sum(len(tokens) for _, tokens in policy.asked[3:]) == 8
+  model.generate_until(prompts(("0123456789", {"until": ["."], "max_gen_toks": 4})))
+  assert policy.written[0][0] == [begin, *ids(policy, "789")[1:]]
+
+
 def test_a_text_is_rolled_over_in_windows_that_predict_each_token_once():
   policy = StandIn(window=4)
   model = adapter(policy)

@@ -153,6 +153,25 @@ def test_a_tensor_in_two_files_is_refused_by_name(models, tmp_path):
     load(path)
 
 
+def test_one_file_counts_before_many_as_for_transformers(models, tmp_path, caplog):
+  path = checkpoints.write_hf(models, "llama", tmp_path)
+  other = {name: 2 * array for name, array in load_file(path / "model.safetensors").items()}
+  save_file(other, path / "a.safetensors")
+  alone = load(path)
+  (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(other, "a.safetensors")}))
+  jax.tree.map(np.testing.assert_array_equal, alone, load(path))
+  assert "has both model.safetensors and model.safetensors.index.json: the former is read" in caplog.text
+
+
+def test_an_adapter_is_refused_beside_whole_weights_and_alone(models, tmp_path):
+  path = checkpoints.write_hf(models, "llama", tmp_path)
+  (path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "x/y"}')
+  for name in ("config.json", "model.safetensors"):
+    with pytest.raises(UserError, match=r"holds an adapter \(adapter_config.json\).*merge"):
+      hf.read_model_config(path)
+    (path / name).unlink()
+
+
 @pytest.mark.parametrize(("fields", "said"), [
     ({"model_type": "gpt2"}, "model_type 'gpt2'; supported are"),
     ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),

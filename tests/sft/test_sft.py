@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from configs import sft
 from policylong import config as config_lib
 from policylong import convert
+from policylong.corpus.conversations import Conversation
 from policylong.errors import UserError
 from policylong.model import stored
 from policylong.model.tokenizer import load_tokenizer
@@ -167,20 +168,35 @@ def test_stopped_anywhere_and_started_again_it_ends_with_the_same_bytes(done, fo
   assert len(losses[0]) == 6 and losses[0] == losses[1]
 
 
+def test_conversations_that_changed_since_they_were_packed_are_refused(folder, tmp_path, monkeypatch):
+  chats = write_chats(tmp_path / "chats.jsonl", map(conversation, range(20)))
+  config = config_of(folder, data__path=str(chats))
+  monkeypatch.setattr(tuning, "Trainer", Stop.now)
+  for _ in range(2):
+    with pytest.raises(Stop):
+      tuning.run(config, tmp_path / "run")
+  write_chats(chats, map(conversation, range(21)))
+  assert "began with other conversations than" in refusal(config, tmp_path / "run")
+  write_chats(chats, map(conversation, range(20)))
+  with pytest.raises(Stop):
+    tuning.run(config, tmp_path / "run")
+
+
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Lima"}}}
 
 
 @pytest.mark.parametrize("answer, why", [
-    ({"content": "", "tool_calls": [CALL]}, "4 the chat template does not show tool calls"),
-    ({"content": "", "tool_calls": []}, "4 an empty answer"),
-    ({"content": "Two.", "reasoning_content": "Count on."}, "4 the chat template does not show an answer's reasoning"),
-    ({"content": "Two.", "weight": 0}, "4 every assistant turn has weight 0"),
+    ({"content": "", "tool_calls": [CALL]}, r"the chat template does not show tool calls \(4\)\): take a model whose"),
+    ({"content": "", "tool_calls": []}, r"an empty answer \(4\)\): every line must be"),
+    ({"content": "Two.", "reasoning_content": "Count on."},
+     r"the chat template does not show an answer's reasoning \(4\)\): take a model whose chat template knows this"),
+    ({"content": "Two.", "weight": 0}, r"every assistant turn has weight 0 \(4\)\): every line"),
 ])
 def test_no_empty_answer_and_no_half_of_one_is_learnt(folder, tmp_path, answer, why):
   """SmolLM2's template knows neither tools nor reasoning."""
   chats = [[{"role": "user", "content": f"{i}?"}, {"role": "assistant", **answer}] for i in range(4)]
   path = write_chats(tmp_path / "chats.jsonl", chats)
-  with pytest.raises(UserError, match=f"has no conversation to train on .{why}."):
+  with pytest.raises(UserError, match=rf"has no conversation to train on \(skipped: {why}"):
     tuning.run(config_of(folder, data__path=str(path), data__held_out=0.0), tmp_path / "run")
 
 
@@ -289,10 +305,21 @@ def test_bad_input_is_one_sentence_each(done, folder, tmp_path, material):
 
   write_chats(tmp_path / "bad.jsonl", BAD)
   sentence = told("bad", data__path=str(tmp_path / "bad.jsonl"), data__held_out=0.0)
-  assert "has no conversation to train on (1 a role other than" in sentence and "1 longer than 128 tokens" in sentence
-  assert "can be used (1 longer than 128" in told("held", data__path=str(tmp_path / "bad.jsonl"))
+  assert "no conversation to train on (skipped: a role other than" in sentence
+  assert "longer than 128 tokens (1)" in sentence and "every line must be" in sentence
+  assert told("held", data__path=str(tmp_path / "bad.jsonl")) == sentence  # nothing can be used, held out or not
+  seed = config_of(folder).seed
+  long = [[{"role": "user", "content": f"{i}"}, {"role": "assistant", "content": "word " * 300}] for i in range(20)]
+  first = min(long, key=lambda messages: Conversation(0, messages).draw(seed))
+  assert Conversation(0, first).draw(seed) < Conversation(0, conversation(1)).draw(seed)  # it is held out
+  write_chats(tmp_path / "half.jsonl", [first, conversation(1)])
+  sentence = told("half", data__path=str(tmp_path / "half.jsonl"), data__held_out=0.1)
+  assert "none of the 1 conversations" in sentence and "longer than 128 tokens (1)): raise it" in sentence
+  write_chats(tmp_path / "same.jsonl", [conversation(3)] * 4)
+  sentence = told("same", data__path=str(tmp_path / "same.jsonl"), data__held_out=0.05)
+  assert "takes all 4 conversations" in sentence and "copies of one count as one" in sentence
   (tmp_path / "empty.jsonl").write_text("")
-  assert "(it is empty)" in told("empty", data__path=str(tmp_path / "empty.jsonl"))
+  assert ": it is empty" in told("empty", data__path=str(tmp_path / "empty.jsonl"))
   assert "data.path is nowhere.jsonl, and no such file" in told("nowhere", data__path="nowhere.jsonl")
   assert "model.sha256" in told("hash", model__path=str(done[0].directory), model__sha256="ab")
   assert "no chat template" in told("plain", model__path=str(write_model(tmp_path / "plain_model", material, "")))

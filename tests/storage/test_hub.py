@@ -77,6 +77,16 @@ def test_a_run_goes_on_with_the_commit_it_began_with_and_needs_no_hub_then(world
   assert NEW in moved
 
 
+def test_where_the_hub_is_out_of_reach_what_was_fetched_of_a_branch_is_taken(world):
+  (fetched,) = folders(world, ("hf://org/tiny.model-1", ""))
+  assert folders(world, ("hf://org/tiny.model-1", ""), address="http://127.0.0.1:9") == [fetched]
+  (said,) = folders(world, ("hf://org/tiny.model-1@v1", ""), address="http://127.0.0.1:9")  # which was not
+  assert "cannot be had from the hub" in said
+  (world[2] / "hub" / "models" / "org" / "tiny.model-1").rename(world[2] / "gone")
+  (said,) = folders(world, ("hf://org/tiny.model-1", ""))  # the hub is there, and says that it is not
+  assert "is not on the hub" in said
+
+
 def test_what_cannot_be_had_is_one_sentence(world):
   names = ("org/none", "org/tiny.model-1@none", "tiny", "org/pickled")
   said = folders(world, *[(f"hf://{name}", "") for name in names])
