@@ -5,6 +5,7 @@ What people's files hold is brought to one form, that of transformers' chat temp
   ShareGPT             {"conversations": [{"from": "human", "value": ...}, ...]}, its system and tools beside them
   content parts        [{"type": "text", "text": ...}, ...] become one text; other kinds of part make a bad record
   tool calls           with arguments as an object, also where they are written as a string; function_call is one
+  strings of JSON      in the place of messages, tools or tool calls, as tables have them
   reasoning            reasoning_content, reasoning, thinking, or parts of type thinking: all are reasoning_content
   weight, train        0 or false: an answer that is read and not learnt; at the record it holds for all of them
 
@@ -92,6 +93,7 @@ def _conversation(size: int, record: dict) -> Conversation:
   given = record.get("messages")
   if given is None:
     given = record.get("conversations", record.get("conversation"))
+  given = _parsed(given)
   if given is None:
     raise _Bad(NO_MESSAGES)
   if not isinstance(given, list) or not all(isinstance(message, dict) for message in given):
@@ -121,7 +123,8 @@ def _conversation(size: int, record: dict) -> Conversation:
 
 def _message(given: dict) -> dict[str, Any]:
   name = given.get("role", given.get("from"))
-  role = _ROLES.get(name) if isinstance(name, str) else None
+  name = name.lower() if isinstance(name, str) else ""
+  role = _ROLES.get(name)
   if role is None:
     raise _Bad(UNKNOWN_ROLE)
   calls = _calls(given, name)
@@ -169,7 +172,7 @@ def _content(given) -> tuple[str | None, str]:
 
 def _calls(given: dict, name: str) -> list[dict]:
   """An assistant's tool calls, arguments as objects where they are such."""
-  calls = given.get("tool_calls") or []
+  calls = _parsed(given.get("tool_calls")) or []
   if not calls and isinstance(given.get("function_call"), dict):
     calls = [given["function_call"]]
   if name == "function_call":  # ShareGPT's turn whose text is the call

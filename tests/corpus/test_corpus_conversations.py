@@ -79,6 +79,8 @@ def one(tmp_path, record):
     {"conversations": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]},
     {"messages": [{"role": "user", "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]},
                   {"role": "assistant", "content": ["Hello"]}]},
+    {"messages": json.dumps(GOOD), "tools": ""},
+    {"conversations": [{"from": "Human", "value": "Hi"}, {"from": "GPT", "value": "Hello", "tool_calls": "[]"}]},
     {"messages": [{"from": "user", "value": "Hi", "weight": 0}, {"from": "chatgpt", "value": "Hello", "train": True}]},
 ])
 def test_what_means_the_same_is_the_same(tmp_path, record):
@@ -101,6 +103,7 @@ CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city"
     {"role": "assistant", "content": None, "tool_calls": [CALL]},
     {"role": "assistant", "tool_calls": [{"function": {"name": "weather", "arguments": '{"city": "Lima"}'}}]},
     {"role": "assistant", "content": "", "function_call": {"name": "weather", "arguments": '{"city": "Lima"}'}},
+    {"role": "assistant", "content": "", "tool_calls": json.dumps([CALL])},
     {"from": "function_call", "value": '{"name": "weather", "arguments": {"city": "Lima"}}'},
 ])
 def test_a_call_of_a_tool_is_an_answer_however_it_is_written(tmp_path, answer):
