@@ -5,6 +5,7 @@ on the hub, it goes on with the same files; what is fetched lies in the hub's ow
 safetensors, JSON and the tokenizer's text files are fetched, never pickled weights or code.
 """
 
+import contextlib
 import logging
 import os
 import pathlib
@@ -13,11 +14,13 @@ from typing import NamedTuple
 
 import huggingface_hub
 from etils import epath
+from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.file_download import repo_folder_name
 
 from policylong import paths
 from policylong.errors import UserError
-from policylong.storage.workdir import read_json, write_json
+from policylong.storage.workdir import read_json, write_atomically, write_json
 
 log = logging.getLogger(__name__)
 
@@ -75,16 +78,26 @@ def pin(path: str, record: epath.PathLike | None = None, kind: str = "model") ->
           raise refusal(path, error) from error
         log.warning("%s: the hub is out of reach, and its commit %s, which was fetched earlier, is taken", path, cached)
         recorded[path] = cached
+      else:
+        _note(repo, kind, revision, recorded[path])
       if record is not None:
         write_json(record, recorded)
     revision = recorded[path]
   return paths.Path(f"{PREFIX}{repo}{':' if subset else ''}{subset}@{revision}")
 
 
+def _note(repo: str, kind: str, revision: str, commit: str) -> None:
+  """Leaves in the hub's cache what a revision is now, as its client does where it resolves one itself."""
+  folder = pathlib.Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=kind)
+  with contextlib.suppress(OSError):  # a cache that may only be read
+    write_atomically(epath.Path(folder / "refs" / (revision or "main")), commit.encode())
+
+
 def _cached(repo: str, kind: str, revision: str) -> str | None:
   """The commit that a revision was when it was last fetched; None if it never was."""
   try:
     return pathlib.Path(huggingface_hub.snapshot_download(repo, repo_type=kind, revision=revision or None,
+                                                          allow_patterns=MODEL_FILES, ignore_patterns=_NOT_THESE,
                                                           local_files_only=True)).name
   except Exception:  # see above
     return None
