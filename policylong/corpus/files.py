@@ -16,13 +16,14 @@ import pathlib
 import re
 import stat
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pyarrow as pa
 from etils import epath
 
 from policylong import paths
 from policylong.errors import UserError
+from policylong.storage.checksums import sha256_of_files, sha256_of_texts
 
 # Why a file is none that can be read.
 A_FOLDER = "a folder"
@@ -145,6 +146,18 @@ def why_not(path: epath.Path) -> str:
 def size_of(path: epath.Path) -> int:
   """The bytes of a file, 0 of what cannot be read."""
   return 0 if why_not(path) else epath.Path(path).stat().length
+
+
+def fingerprint(files: Iterable[epath.PathLike]) -> str:
+  """What changes with files: of those on a disk their bytes, of others their names, sizes and times."""
+  on_disk, told = [], []
+  for path in files:
+    if paths.is_url(path):
+      state = epath.Path(path).stat()
+      told.append(f"{path} {state.length} {state.mtime}")
+    elif not why_not(pathlib.Path(path)):
+      on_disk.append(path)
+  return sha256_of_texts(sha256_of_files(on_disk), *told)
 
 
 @contextlib.contextmanager

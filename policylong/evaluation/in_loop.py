@@ -3,7 +3,7 @@
 import logging
 
 from policylong.config import Config, Source
-from policylong.corpus.files import why_not
+from policylong.corpus.files import fingerprint
 from policylong.corpus.sources import source_files
 from policylong.devices import hosts
 from policylong.errors import UserError
@@ -13,7 +13,6 @@ from policylong.evaluation.policy import Policy
 from policylong.evaluation.results import Options, check_lengths
 from policylong.model.qwen import ModelConfig
 from policylong.model.vocabulary import end_tokens
-from policylong.storage.checksums import sha256_of_files
 from policylong.storage.workdir import Workdir, read_json, write_json
 from policylong.training import scalars
 from policylong.training.metrics import write_scalars
@@ -82,11 +81,10 @@ class RoundEvaluation:
 
 def _claim_documents(workdir: Workdir, source: Source) -> None:
   """Notes what the documents are, or checks that they are still those that earlier rounds were evaluated on."""
-  now = {"path": source.path, "sha256": sha256_of_files([path for path in source_files(source) if not why_not(path)])}
-  if source.kind == "hub":
-    now["sha256"] = source.path  # with its commit
+  # the path of a data set on the hub has its commit
+  held = source.path if source.kind == "hub" else fingerprint(source_files(source))
   if not workdir.documents_json.exists():
-    write_json(workdir.documents_json, now)
-  elif read_json(workdir.documents_json)["sha256"] != now["sha256"]:
+    write_json(workdir.documents_json, {"path": source.path, "holds": held})
+  elif read_json(workdir.documents_json)["holds"] != held:
     raise UserError(f"{workdir.directory} began with other eval.documents than {source.path} holds now, so that its "
                     "rounds could not be compared: put the files back as they were, or choose another --workdir")

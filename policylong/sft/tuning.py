@@ -14,7 +14,7 @@ import logging
 import pathlib
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from etils import epath
@@ -22,7 +22,7 @@ from etils import epath
 from policylong import config as config_lib
 from policylong import door
 from policylong.corpus.conversations import EMPTY_ANSWER, Conversation, read_conversations
-from policylong.corpus.files import find_files, size_of, why_not
+from policylong.corpus.files import find_files, fingerprint, size_of
 from policylong.devices import hosts
 from policylong.devices.mesh import make_mesh
 from policylong.errors import UserError
@@ -30,7 +30,6 @@ from policylong.model import identity
 from policylong.model.chat import Chat, Example, NotRendered
 from policylong.model.stored import StoredModel, describe, open_model
 from policylong.storage import hub, lock, progress
-from policylong.storage.checksums import sha256_of_files
 from policylong.storage.progress import Bar
 from policylong.storage.workdir import Workdir, read_json, write_atomically, write_json
 from policylong.synthesis.packing import pack
@@ -119,18 +118,14 @@ def _tune(config: config_lib.FineTuning, workdir: Workdir, base_model: str | Non
   hosts.barrier("done")
 
 
-def _files(path: str) -> list[pathlib.Path]:
+def _files(path: str) -> list[epath.Path]:
   return [file for file, _ in find_files(path, "jsonl", "data.path")]
-
-
-def _sha256(files: Iterable[pathlib.Path]) -> str:
-  return sha256_of_files([file for file in files if not why_not(file)])
 
 
 def _check_conversations(path: str, workdir: Workdir) -> None:
   """Raises a UserError where data.path holds other conversations than those that were packed."""
-  packed = read_json(workdir.sequences_json).get("conversations_sha256")
-  if packed is not None and packed != _sha256(_files(path)):
+  packed = read_json(workdir.sequences_json).get("fingerprint")
+  if packed is not None and packed != fingerprint(_files(path)):
     raise UserError(f"{workdir.directory} began with other conversations than {path} holds now: put the files back as "
                     "they were, or choose another --workdir")
 
@@ -154,7 +149,7 @@ class _Preparation:
       UserError: no conversation is left to train on, or none to hold out.
     """
     self._describe(workdir)
-    counts: dict = {"conversations_sha256": _sha256(self._files), "held_out_sequences": 0}
+    counts: dict = {"fingerprint": fingerprint(self._files), "held_out_sequences": 0}
     held_out = self._held_out()
     if held_out:
       counts["held_out_sequences"] = self._pack("held_out", held_out, True, workdir.held_out_sequences)
