@@ -98,7 +98,9 @@ def state(config: config_lib.Corpus) -> tuple[str, int]:
   parts: list[list]
   parts, total = [[READER, builder.FORMAT, config.chunk_chars]], 0
   for source in config.sources:
-    parts.append([source.name, source.kind, source.path, source.id_field, source.text_field, source.split])
+    named = paths.is_url(source.path) or source.kind == "tfds"  # not a place that another folder would see elsewhere
+    where = source.path if named else os.path.abspath(paths.expand(source.path))
+    parts.append([source.name, source.kind, where, source.id_field, source.text_field, source.split])
     for path in sources.source_files(source):
       if reason := why_not(path):
         parts.append([str(path), reason])
