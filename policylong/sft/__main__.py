@@ -10,7 +10,7 @@ from absl import flags
 from policylong import config as config_lib
 from policylong import paths
 from policylong.commands import config_flags, run
-from policylong.errors import run_command
+from policylong.errors import UserError, run_command
 
 flags.adopt_module_key_flags(run)
 _BASE_MODEL = flags.DEFINE_string(
@@ -19,12 +19,14 @@ _BASE_MODEL = flags.DEFINE_string(
 
 def main() -> None:
   """The command."""
-  config = config_flags.config(config_lib.FineTuning)
+  config, base_model = config_flags.config(config_lib.FineTuning), _BASE_MODEL.value
+  if base_model == "":
+    raise UserError("--base_model is empty: name a path")
   with run.started(config.mesh) as workdir:
     from policylong.devices import hosts  # after the flags: --help and mistakes answer at once
     from policylong.sft import tuning
 
-    final = tuning.run(config, workdir, None if _BASE_MODEL.value is None else paths.expand(_BASE_MODEL.value))
+    final = tuning.run(config, workdir, base_model and paths.expand(base_model))
     if hosts.is_first():
       if loss := final["held_out"]:
         print(f"held-out answers ({loss['tokens']:,} tokens): {loss['before']:.4f} nats a token before, "
