@@ -107,7 +107,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(prog="python -m policylong.convert", description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("direction", choices=("hf-to-orbax", "orbax-to-hf"))
-  parser.add_argument("--model", type=paths.expand, required=True,
+  parser.add_argument("--model", type=paths.flag, required=True,
                       help="what to convert: an HF directory, GGUF file or hf://ORG/NAME; an Orbax directory, a run's "
                            "working directory or one of its checkpoints")
   parser.add_argument("--output", type=paths.local, required=True, help="a directory that does not exist yet")
