@@ -3,9 +3,9 @@
   python -m policylong.convert hf-to-orbax --model=DIR_OR_GGUF --output=DIR
   python -m policylong.convert orbax-to-hf --model=DIR --output=DIR
 
-An Orbax directory holds params/ (Orbax), model.json (what the model is) and tokenizer/: all that the way back
-needs. Of a run's working directory the newest checkpoint is taken, or name one: WORKDIR/checkpoints/STEP. What
-was written is read again, and its logits on a fixed text are compared with the source's.
+An Orbax directory holds params/ (Orbax), model.json (what the model is), tokenizer/ and the hashes of their files: all
+that the way back needs. Of a run's working directory the newest checkpoint is taken, or name one:
+WORKDIR/checkpoints/STEP. What was written is read again, and its logits on a fixed text are compared with the source's.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from policylong import paths
 from policylong.errors import UserError, run_command
 from policylong.model import hf, qwen, stored, tokenizer, vocabulary
-from policylong.storage import hub
+from policylong.storage import hub, manifest
 from policylong.storage.workdir import check_output, new_directory
 
 TEXT = ("The survey of 1923 counted 412 houses, three mills and one bridge. By the next spring the bridge was gone, "
@@ -40,6 +40,7 @@ def save_orbax(params: qwen.Params, config: qwen.ModelConfig, tokenizer_, ends: 
     with ocp.StandardCheckpointer() as checkpointer:
       checkpointer.save(temporary / "params", params)
     stored.describe(config, tokenizer_, ends, temporary)
+    manifest.write(temporary)
 
 
 def load_orbax(directory: pathlib.Path, mesh: jax.sharding.Mesh | None = None, base_model: str | None = None):

@@ -29,7 +29,7 @@ class Damaged(UserError):
   """A file does not hold what was written to it; who can make it again catches this, and a person reads it."""
 
   def __init__(self, path, reason: str, remedy: str = "put a whole copy in its place, or begin again elsewhere"):
-    super().__init__(f"{path} is damaged ({reason}): {remedy}")
+    super().__init__(f"{path} cannot be read, as it is damaged ({reason}): {remedy}")
     self.path, self.reason = path, reason
 
 

@@ -57,7 +57,7 @@ from policylong.screening.retrieve import Retriever
 from policylong.screening.scorer import Policy, Scorer
 from policylong.screening.screen import Ground, Screener
 from policylong.screening.summary import offpolicy_gap, summarise
-from policylong.storage import hub, lock, progress, tables
+from policylong.storage import hub, lock, manifest, mending, progress, tables
 from policylong.storage.workdir import Round, Workdir, read_json, write_json
 from policylong.synthesis import storage
 from policylong.synthesis.method import Inputs, Screened
@@ -81,6 +81,8 @@ def run(config: config_lib.Config, directory) -> epath.Path:
   with lock.held(workdir.lock, str(workdir.directory), follows=not hosts.is_first(), lost=hosts.end):
     with hosts.first_before_others("claim"):
       workdir.claim(config, hosts.is_first())
+      if hosts.is_first():
+        mending.whole_or_gone(workdir.final_json, read_json)
     if hosts.agreed(workdir.final_json.exists() and workdir.page.exists()):
       if hosts.is_first():
         log.info("%s: all %d rounds are done; nothing to do", workdir.directory, config.rounds)
@@ -96,6 +98,7 @@ def _rounds(config: config_lib.Config, workdir: Workdir, closing: contextlib.Exi
   with hosts.first_before_others("hub"):
     stages = _Stages(from_the_hub(config, workdir), workdir, closing)
   stages.check()
+  stages.mend()
   state = stages.newest_state()
   stages.evaluate(0, state)
   for round_ in (workdir.round(r) for r in range(1, config.rounds + 1)):
@@ -178,10 +181,28 @@ class _Stages:
       sample_documents(self.corpus, seed=self.config.seed, round_index=self.config.rounds,
                        count=self.config.screening.roots_per_round, sources=self.config.corpus.root_sources)
 
+  def mend(self) -> None:
+    """What is damaged of the rounds goes and is made again, by the policy that made it first: with the same bytes."""
+    newest = self.trainer.latest_step() or 0
+    for round_ in (self.workdir.round(r) for r in range(1, self.config.rounds + 1)):
+      with hosts.first_before_others("mend"):
+        if hosts.is_first() and mending.whole_or_gone(round_.done_path, read_json) and round_.done and (
+            newest >= self.trainer.start_step(round_.index + 1)):
+          mending.mend_finished(round_)
+        elif hosts.is_first():
+          mending.mend(round_)
+      step = self.trainer.start_step(max(1, round_.index - self.config.max_staleness))
+      if newest > step and not hosts.agreed(round_.screened_path.exists()):
+        self.prepare(round_, self.state_at(step))
+
   def newest_state(self) -> TrainState:
     """The newest checkpoint, or the base model before the first step."""
+    return self.state_at(self.trainer.latest_step() or 0)
+
+  def state_at(self, step: int) -> TrainState:
+    """The checkpoint of `step`, or the base model before the first one."""
     model = self.config.model
-    return self.trainer.restore_latest() or self.trainer.initial(hf.load_params(
+    return self.trainer.restore(step) if step else self.trainer.initial(hf.load_params(
         model.path, self.model, np.float32, self.mesh, sha256=model.sha256))
 
   def trained(self, round_: Round, state: TrainState) -> bool:
@@ -281,8 +302,13 @@ class _Stages:
     """Trains to the end of the round, then marks the round as done."""
     counts = read_json(round_.screened_path)
     folder = round_.selected if self.config.training.needs_gaps else round_.sequences
+    with hosts.first_before_others("sequences"):
+      if hosts.is_first():
+        manifest.check(folder)
     state = self.trainer.train_round(state, round_.index, sequence_paths(folder), counts["mean_attended_tokens"])
     if hosts.is_first():
+      for path in round_.tables():  # DONE.json will vouch for them
+        tables.check(path)
       round_.finish(counts)
     hosts.barrier("trained")
     self.write_report()
@@ -400,6 +426,8 @@ class _Stages:
 def _claim_corpus(workdir: Workdir, summary: dict) -> None:
   """Writes corpus.json; refuses a corpus that is not the one that the run began with."""
   path = workdir.corpus_json
+  if hosts.is_first():
+    mending.whole_or_gone(path, read_json)
   if path.exists() and (begun := read_json(path)["version"]) != summary["version"]:
     raise UserError(f"{workdir.directory} began with the corpus {begun}, and corpus.sources now give another one "
                     f"({summary['version']}): put the files back as they were, or choose another --workdir")

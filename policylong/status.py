@@ -34,7 +34,8 @@ def main() -> None:
   if not (workdir.directory / "config.json").exists():
     raise UserError(f"--workdir is {workdir.directory}, which has no config.json: it is not the working directory of "
                     "a run")
-  read_json(workdir.directory / "config.json")  # a page leaves out what it cannot read; here nothing would be left
+  # A page leaves out what it cannot read; here nothing would be left.
+  read_json(workdir.directory / "config.json", checked=False)
   run = read_run(workdir)
   print(text(run, standing(run, workdir, time.time())))
 

@@ -125,7 +125,7 @@ def _die_at(kill: str) -> None:
   elif stage == "final":  # the run is done, and its page is not written again yet
     workdir.write_json = dying(workdir.write_json, named("final"), before=False)
   elif stage == "evaluation":  # one benchmark's results are there, or not yet
-    results.write_json = dying(results.write_json, named("results"), before=True)
+    results.write_bare_json = dying(results.write_bare_json, named("results"), before=True)
   elif stage == "synthesis":
     storage._Shard.write = dying(storage._Shard.write, lambda *_: True, before=False)
   elif stage == "training":

@@ -55,3 +55,19 @@ def test_rounds_in_one_process_hold_no_more_files_and_arrays(tmp_path):
 def test_a_run_killed_at_random_ends_with_the_same_bytes(tmp_path):
   ended = run("kills", tmp_path, "--kills=4")
   assert ended.returncode == 0 and "0 runs ended differently" in ended.stdout, ended.stdout + ended.stderr
+
+
+def test_planted_defects_are_seen_and_flipped_bytes_change_nothing_in_silence(tmp_path):
+  ended = run("flips", tmp_path, "--count=2", "--stops=verify:3,training:3", "--defects")
+  assert ended.returncode == 0 and "3 defects: all seen" in ended.stdout, ended.stdout + ended.stderr
+
+
+@pytest.mark.slow
+def test_thirty_flips_change_nothing_in_silence(tmp_path):
+  ended = run("flips", tmp_path, "--count=30", "--seed=1")
+  assert ended.returncode == 0 and "30 flips" in ended.stdout, ended.stdout + ended.stderr
+
+
+def test_a_full_disk_is_told_and_gone_on_from(tmp_path):
+  ended = run("disk_full", tmp_path, "--raised", "--points=the corpus cache,verify-00001.parquet,a checkpoint")
+  assert ended.returncode == 0 and "the same bytes at the end" in ended.stdout, ended.stdout + ended.stderr

@@ -15,10 +15,13 @@ import traceback
 import warnings
 from typing import NamedTuple, NoReturn
 
+import jax
+
 # What commands import after their flags; no module that is run itself.
 LIBRARIES = ("transformers", "orbax.checkpoint", "grain", "pyarrow.parquet", "scann", "policylong.loop",
              "policylong.sft.tuning", "policylong.model.stored", "policylong.commands.run",
-             "policylong.evaluation.benchmarks", "policylong.report.page", "tests.small_run", "tests.small_chat")
+             "policylong.evaluation.benchmarks", "policylong.report.page", "policylong.status", "tests.small_run",
+             "tests.small_chat", "benchmarks.reliability.kills")
 # Bytes that a copy may take: what a hostile input makes of a command is not to take the machine down.
 _MEMORY = 6 << 30
 
@@ -34,11 +37,14 @@ class Ended(NamedTuple):
   pid: int = 0
 
 
-def prepare() -> None:
-  """Imports what copies need; nothing here may touch a device."""
+def prepare(compiled: pathlib.Path | None = None) -> None:
+  """Imports what copies need; nothing here may touch a device. `compiled` keeps what one compiled for the next ones."""
   warnings.filterwarnings("ignore", message=".*os.fork.*")
   for name in LIBRARIES:
     importlib.import_module(name)
+  if compiled is not None:
+    jax.config.update("jax_compilation_cache_dir", str(compiled))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def run(module: str, arguments: list[str], folder: pathlib.Path, patience: float, whole: bool = False) -> Ended:

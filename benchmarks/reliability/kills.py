@@ -64,10 +64,10 @@ def files(folder: pathlib.Path) -> Iterator[tuple[str, bytes]]:
   """What must be the same: every table, sequence and marker, the losses, the parameters and the optimizer's state."""
   for path in sorted(folder.rglob("*")):
     name = path.relative_to(folder)
-    if path.is_file() and name.parts[0] not in (*_TIMED, "checkpoints") and name.name not in ("metrics.jsonl",
-                                                                                            "origin.json"):
+    if path.is_file() and name.parts[0] not in (*_TIMED, "checkpoints") and name.name not in (
+        "metrics.jsonl", "metrics.jsonl.crc32", "origin.json"):
       yield str(name), path.read_bytes()
-  lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+  lines = [line for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "step" in line]
   yield "metrics", json.dumps([[line["step"], line["loss"], line["grad_norm"]] for line in lines]).encode()
   step, leaves = _leaves(folder)
   yield f"step {step}", b""

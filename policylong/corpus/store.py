@@ -2,15 +2,20 @@
 
 In `cache_dir`:
 
-  corpus-<version>/        builder.py's files and DONE.json (their sizes), written last
+  corpus-<version>/        builder.py's files, BLOCKS (their checksums, `storage.blocks`) and DONE.json (their sizes),
+                           written last
   corpus-states/<key>.json which version the sources gave in a given state; <key>.owner/: who builds it just now
 
 The version is a hash of what was read. A restart must not read a terabyte to learn it, so the state of
 the sources (their settings; of each file its path, size and time of change) points to the version that
 this state gave. A touched or moved file costs one more reading and ends at the same version.
+
+What is damaged of it is made again, with a line in the log: found when it is opened, all of it; found later, when a
+block is first read, that block, from one more reading of the sources.
 """
 
 import bisect
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -19,11 +24,10 @@ import logging
 import os
 import pathlib
 import shutil
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
-import pyarrow as pa
 from etils import epath
 
 from policylong import config as config_lib
@@ -31,9 +35,11 @@ from policylong import paths
 from policylong.corpus import builder, sources, streamed
 from policylong.corpus.chunks import chunk_id, parse_chunk_id
 from policylong.corpus.files import size_of, why_not
-from policylong.errors import UserError
+from policylong.corpus.texts_file import TextsFile
+from policylong.errors import Damaged, UserError
 from policylong.records import Chunk, Document
-from policylong.storage import lock
+from policylong.storage import blocks, lock
+from policylong.storage.mending import whole_or_gone
 from policylong.storage.workdir import read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -49,7 +55,7 @@ def open_corpus(config: config_lib.Corpus) -> "Corpus":
   leaves nothing that is taken for whole; the next start begins it anew.
 
   Raises:
-    UserError: a source cannot be read, no document has text, or the stored corpus is damaged.
+    UserError: a source cannot be read, or no document has text.
   """
   if config.prepared is not None:
     return _prepared(config)
@@ -57,11 +63,13 @@ def open_corpus(config: config_lib.Corpus) -> "Corpus":
   cache = paths.local(config.cache_dir)
   key, total_bytes = state(config)
   pointer = cache / "corpus-states" / f"{key}.json"
-  directory = _finished(cache, pointer)
+  directory = None
+  with contextlib.suppress(Damaged):  # who holds the lock mends it
+    directory = _finished(cache, pointer)
   if directory is None:
-    with lock.held(pointer.with_suffix(".owner"), f"the corpus in corpus.cache_dir {cache}", wait=True):
-      directory = _finished(cache, pointer) or _build(config, cache, pointer, total_bytes)
-  corpus = Corpus(directory)
+    with _owned(pointer):
+      directory = _mended(cache, pointer) or _build(config, cache, pointer, total_bytes)
+  corpus = Corpus(directory, functools.partial(_remade, config, pointer))
   log.info(in_words(corpus.summary()))
   return corpus
 
@@ -114,10 +122,45 @@ def state(config: config_lib.Corpus) -> tuple[str, int]:
 
 
 def _finished(cache: pathlib.Path, pointer: pathlib.Path) -> pathlib.Path | None:
+  """The folder that a pointer leads to; None where it does not, or the folder is not whole.
+
+  Raises:
+    Damaged: one of the two is.
+  """
   if not pointer.exists():
     return None
   directory = cache / f"corpus-{read_json(pointer)['version']}"
-  return directory if (directory / "DONE.json").exists() else None
+  if not (directory / "DONE.json").exists():
+    return None
+  Corpus(directory)
+  return directory
+
+
+def _mended(cache: pathlib.Path, pointer: pathlib.Path) -> pathlib.Path | None:
+  """As `_finished`; what is damaged goes, with a line."""
+  try:
+    return _finished(cache, pointer)
+  except Damaged:
+    if whole_or_gone(pointer, read_json):
+      whole_or_gone(cache / f"corpus-{read_json(pointer)['version']}", Corpus)
+    return None
+
+
+def _owned(pointer: pathlib.Path):
+  """The lock of a state of the sources: who builds or mends what they give."""
+  return lock.held(pointer.with_suffix(".owner"), f"the corpus in corpus.cache_dir {pointer.parents[1]}", wait=True)
+
+
+@contextlib.contextmanager
+def _remade(config: config_lib.Corpus, pointer: pathlib.Path):
+  """The corpus once more, in a folder of its own that goes at the end."""
+  with _owned(pointer):
+    folder = pointer.parents[1] / f"corpus-mending-{pointer.stem}"
+    try:
+      _build_in(folder, config, state(config)[1])
+      yield folder
+    finally:
+      shutil.rmtree(folder, ignore_errors=True)
 
 
 def _build(config, cache, pointer, total_bytes) -> pathlib.Path:
@@ -126,11 +169,10 @@ def _build(config, cache, pointer, total_bytes) -> pathlib.Path:
     version = _build_in(temporary, config, total_bytes)
     directory = cache / f"corpus-{version}"
     seal(temporary, [path.name for path in sorted(temporary.iterdir())])
-    try:
+    # Another state of the sources may have given the same version before.
+    if not ((directory / "DONE.json").exists() and whole_or_gone(directory, Corpus)):
+      shutil.rmtree(directory, ignore_errors=True)
       os.rename(temporary, directory)
-    except OSError:  # another state of the sources gave the same version before
-      if not (directory / "DONE.json").exists():
-        raise
     write_json(pointer, {"version": version})
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
@@ -138,9 +180,10 @@ def _build(config, cache, pointer, total_bytes) -> pathlib.Path:
 
 
 def seal(directory: epath.PathLike, names: Sequence[str]) -> None:
-  """Marks a folder, on any storage, as whole; names are the files that a `Corpus` of it reads."""
-  directory = epath.Path(directory)
-  write_json(directory / "DONE.json", {name: (directory / name).stat().length for name in names})
+  """Marks a folder, on any storage, as whole; names are the files that a `Corpus` of it reads, in any order."""
+  directory, names = epath.Path(directory), sorted(names)
+  blocks.write(directory, names)
+  write_json(directory / "DONE.json", {"files": {name: (directory / name).stat().length for name in names}})
 
 
 def _build_in(directory: pathlib.Path, config: config_lib.Corpus, total_bytes: int) -> str:
@@ -156,7 +199,7 @@ def _build_in(directory: pathlib.Path, config: config_lib.Corpus, total_bytes: i
 
 
 class Corpus:
-  """Documents and chunks by row, read from mapped files: nothing is loaded that is not asked for.
+  """Documents and chunks by row, read from mapped files: nothing is loaded, or checked, that is not asked for.
 
   Methods may be called from several threads.
 
@@ -167,30 +210,28 @@ class Corpus:
     chunk_document: int32[num_chunks], the document of each chunk (mapped, not loaded).
   """
 
-  def __init__(self, directory: pathlib.Path):
+  def __init__(self, directory: pathlib.Path, remade: Callable[[], AbstractContextManager[pathlib.Path]] | None = None):
     """Opens a finished folder.
 
+    Args:
+      directory: the folder.
+      remade: makes its files once more, in another folder.
+
     Raises:
-      UserError: a file is missing or has another size than when it was written.
+      Damaged: a file is missing or has another size than when it was written, or what is read at once is damaged and
+        cannot be made again; later the methods raise it for what they read.
     """
-    for name, size in read_json(directory / "DONE.json").items():
-      found = (directory / name).stat().st_size if (directory / name).exists() else 0
-      if found != size:
-        raise UserError(f"{directory / name} has {found} bytes, wanted {size}: delete the folder {directory} "
-                        "and start again, and it is made anew")
-    self._directory = directory
-    self._summary = read_json(directory / "summary.json")
-    arrays = {name: np.load(directory / f"{name}.npy", mmap_mode="r") for name in builder.ARRAYS}
-    self._batch_first = arrays["batch_first"].tolist()
+    self._blocks = blocks.Blocks(directory, read_json(directory / "DONE.json")["files"], remade)
+    self._summary = json.loads(self._blocks.read("summary.json"))
+    arrays = {name: self._blocks.array(f"{name}.npy") for name in builder.ARRAYS}
+    self._batch_first = arrays["batch_first"][:].tolist()
     self._document_first, self.chunk_document = arrays["document_first"], arrays["chunk_document"]
     self._start, self._end = arrays["chunk_start"], arrays["chunk_end"]
     self._byte_start, self._byte_end = arrays["chunk_byte_start"], arrays["chunk_byte_end"]
     self._id_hash, self._id_document = arrays["id_hash"], arrays["id_document"]
     self._shards = self._summary.get("shards") or [{"file": "documents.arrow", "batches": len(self._batch_first) - 1}]
     self._shard_first = np.cumsum([0, *(shard["batches"] for shard in self._shards)]).tolist()
-    self._reader = functools.lru_cache(maxsize=64)(self._open_shard)
-    self._lock = threading.Lock()
-    self._batch = functools.lru_cache(maxsize=64)(self._read_batch)
+    self._texts = functools.lru_cache(maxsize=64)(lambda shard: TextsFile(self._blocks, self._shards[shard]["file"]))
     self.version: str = self._summary["version"]
     self.num_documents, self.num_chunks = len(self._id_hash), len(self._start)
     self.bad_records = {reason: bad["count"] for reason, bad in self._summary["bad_records"].items()}
@@ -199,12 +240,12 @@ class Corpus:
   def document(self, index: int) -> Document:
     """The document at row `index`."""
     batch, row = self._locate(index)
-    return Document(batch.column(0)[row].as_py(), batch.column(1)[row].as_py(), self.document_source(index))
+    return Document(batch.id(row), batch.text(row), self.document_source(index))
 
   def document_id(self, index: int) -> str:
     """The id alone, without reading the text."""
     batch, row = self._locate(index)
-    return batch.column(0)[row].as_py()
+    return batch.id(row)
 
   def document_source(self, index: int) -> str:
     """The name of the source that a document came from, without reading the text."""
@@ -217,7 +258,7 @@ class Corpus:
       KeyError: there is no such document.
     """
     key = np.uint64(builder.hash_id(doc_id))
-    for i in range(int(np.searchsorted(self._id_hash, key)), self.num_documents):
+    for i in range(bisect.bisect_left(self._id_hash, key), self.num_documents):
       if self._id_hash[i] != key:
         break
       if self.document_id(int(self._id_document[i])) == doc_id:
@@ -240,7 +281,7 @@ class Corpus:
     _check(row, self.num_chunks, "chunk")
     batch, inside = self._locate(int(self.chunk_document[row]))
     first, last = int(self._byte_start[row]), int(self._byte_end[row])
-    return batch.column(1)[inside].as_buffer().slice(first, last - first).to_pybytes().decode()
+    return batch.text(inside, first, last)
 
   def chunk_row(self, identifier: str) -> int:
     """The row of a chunk id.
@@ -273,15 +314,9 @@ class Corpus:
   def _locate(self, index):
     _check(index, self.num_documents, "document")
     number = bisect.bisect_right(self._batch_first, index) - 1
-    return self._batch(number), index - self._batch_first[number]
-
-  def _read_batch(self, number):
     shard = bisect.bisect_right(self._shard_first, number) - 1
-    with self._lock:  # Arrow's reader is not promised to be safe for threads; the cache in front of it is
-      return self._reader(shard).get_batch(number - self._shard_first[shard])
-
-  def _open_shard(self, shard):
-    return pa.ipc.open_file(pa.memory_map(str(self._directory / self._shards[shard]["file"])))
+    batch = self._texts(shard).batch(number - self._shard_first[shard])
+    return batch, index - self._batch_first[number]
 
   def _source_rows(self):
     rows, first = {}, 0

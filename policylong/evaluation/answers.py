@@ -1,18 +1,21 @@
 """Answers of a model to numbered prompts, kept one by one as they come, by any number of processes."""
 
-import json
+import logging
 
 from etils import epath
 
 from policylong.devices import hosts
+from policylong.storage import lines
 from policylong.storage.workdir import write_atomically
+
+log = logging.getLogger(__name__)
 
 
 class Answers:
-  """A folder of answers-<process>.jsonl, {"index", "prediction", "truncated"} a line.
+  """A folder of answers-<process>.jsonl, {"index", "prediction", "truncated", "checksum"} a line.
 
-  Each process appends to a file of its own and knows what all of them held when it was opened; a line that a kill
-  cut in two is dropped.
+  Each process appends to a file of its own and knows what all of them held when it was opened. A line that a kill
+  cut in two is dropped; so is, with a line in the log, one that is damaged: its prompt is asked again.
   """
 
   def __init__(self, directory: epath.Path):
@@ -29,13 +32,17 @@ class Answers:
   def add(self, answers: list[dict]) -> None:
     """Appends some, at once on their way to the disk."""
     with self._path.open("a") as file:
-      file.write("".join(json.dumps(answer) + "\n" for answer in answers))
+      file.write("".join(map(lines.line, answers)))
 
   def all(self) -> dict[int | str, dict]:
     """What all processes have written, by index."""
     found = {}
     for path in sorted(self._directory.glob("answers-*.jsonl")):
       for line in path.read_bytes().split(b"\n")[:-1]:
-        answer = json.loads(line)
+        try:
+          answer = lines.value(line)
+        except ValueError as error:
+          log.warning("%s has a damaged line (%s): its prompt is asked again", path, error)
+          continue
         found[answer["index"]] = answer
     return found

@@ -18,7 +18,7 @@ from policylong.storage.workdir import read_json, write_json
 log = logging.getLogger(__name__)
 
 # What benchmarks leave in the folder.
-_KEPT = ("results.json", "ruler", "nlls", "key_tokens", "lm_eval", "longbench2", "helmet")
+_KEPT = ("results.json", "results.json.sha256", "ruler", "nlls", "key_tokens", "lm_eval", "longbench2", "helmet")
 # To be raised when the same model would answer otherwise than an earlier version of this package made it.
 _VERSION = "1"
 

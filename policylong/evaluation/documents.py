@@ -18,6 +18,8 @@ from policylong.devices import hosts
 from policylong.errors import UserError
 from policylong.evaluation.results import Options
 from policylong.model.tokenizer import encode_begun
+from policylong.storage.checksums import sealed, unsealed
+from policylong.storage.mending import whole_or_gone
 from policylong.storage.progress import Bar
 from policylong.storage.workdir import write_atomically
 
@@ -80,16 +82,21 @@ def nlls(score: Callable[[list[np.ndarray]], list[np.ndarray]], rows: Sequence[n
   """
   groups = [rows[start:start + _GROUP] for start in range(0, len(rows), _GROUP)]
   paths = [epath.Path(directory) / f"{_hash(group)}.npy" for group in groups]
-  mine = [index for index in hosts.share(len(groups)) if not paths[index].exists()]
+  mine = [index for index in hosts.share(len(groups)) if not (whole_or_gone(paths[index], _read) and
+                                                              paths[index].exists())]
   with Bar(desc=title, total=sum(np.size(groups[index]) for index in mine), unit="tok", unit_scale=True,
            disable=not mine) as bar:
     for index in mine:
       buffer = io.BytesIO()
       np.save(buffer, np.stack(score(list(groups[index]))).astype(np.float32))
-      write_atomically(paths[index], buffer.getvalue())
+      write_atomically(paths[index], sealed(buffer.getvalue()))
       bar.update(np.size(groups[index]))
   hosts.barrier("nlls")
-  return np.concatenate([np.load(io.BytesIO(path.read_bytes())) for path in paths])
+  return np.concatenate([_read(path) for path in paths])
+
+
+def _read(path: epath.Path) -> np.ndarray:
+  return np.load(io.BytesIO(unsealed(path, path.read_bytes())))
 
 
 def _hash(group: Sequence[np.ndarray]) -> str:

@@ -7,12 +7,13 @@ from policylong.corpus.files import fingerprint
 from policylong.corpus.sources import source_files
 from policylong.devices import hosts
 from policylong.errors import UserError
-from policylong.evaluation import helmet, lm_eval_tasks, longbench2, ruler, ruler_package
+from policylong.evaluation import helmet, lm_eval_tasks, longbench2, results, ruler, ruler_package
 from policylong.evaluation.benchmarks import claimants, evaluate
 from policylong.evaluation.policy import Policy
 from policylong.evaluation.results import Options, check_lengths
 from policylong.model.qwen import ModelConfig
 from policylong.model.vocabulary import end_tokens
+from policylong.storage.mending import whole_or_gone
 from policylong.storage.workdir import Workdir, read_json, write_json
 from policylong.training import scalars
 from policylong.training.metrics import write_scalars
@@ -51,7 +52,11 @@ class RoundEvaluation:
     Collective. LongPPL's key tokens are those of the base model, so that rounds can be compared.
     """
     folder = self._workdir.round(index).evaluation
-    if not self._config.eval.tasks or hosts.agreed((folder / "DONE.json").exists()):
+    if hosts.is_first():
+      whole_or_gone(folder / "DONE.json", read_json)
+      results.mend(folder / "results.json")
+    if not self._config.eval.tasks or hosts.agreed(
+        (folder / "DONE.json").exists() and (folder / "results.json").exists()):
       return
     step = int(state.step)
     evaluate(self._policy(state.params, step, tokenizer, mesh), self._config.eval.tasks, self._options(index), folder)

@@ -26,6 +26,7 @@ from policylong.model.stored import open_model
 from policylong.model.tokenizer import beginning
 from policylong.screening.long_gap import short_nlls
 from policylong.storage.checksums import sha256_of_texts
+from policylong.storage.mending import whole_or_gone
 from policylong.storage.workdir import read_json, write_json
 
 _LEAST_GAP, _MOST_LOSS = 2.0, 2.0  # nats
@@ -79,6 +80,8 @@ def _key_tokens(policy, options: Options, rows: list[np.ndarray], nll: np.ndarra
   digest = hashlib.sha256(np.stack(rows).astype("<i4").tobytes()).hexdigest()[:32]
   folder = parent / f"{options.short_window}-{digest}"
   marker = folder / "DONE.json"
+  if hosts.is_first():
+    whole_or_gone(marker, read_json)
   if not hosts.agreed(marker.exists()):
     evaluator, whole = policy, nll
     if options.evaluator:

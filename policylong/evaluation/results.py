@@ -11,13 +11,15 @@ belongs to this policy and these options.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 from etils import epath
 
 from policylong.config import Source
-from policylong.errors import UserError
-from policylong.storage.workdir import read_json, write_json
+from policylong.errors import Damaged, UserError
+from policylong.storage.mending import whole_or_gone
+from policylong.storage.workdir import read_json, write_bare_json
 
 # The longest length with at least this mean is what RULER's paper (2404.06654) calls a model's effective length:
 # Llama-2-7B's own score at 4K.
@@ -82,11 +84,19 @@ def check_lengths(lengths: Sequence[int], window: int, name: str) -> None:
 def merge(path: epath.Path, results: Results) -> dict:
   """Adds results to results.json, whole or not at all; returns all that it holds then."""
   path = epath.Path(path)
-  held = read_json(path) if path.exists() else {}
+  mend(path)
+  held = read_json(path, checked=False) if path.exists() else {}
   for task, lengths in results.items():
     held.setdefault(task, {}).update({length: dataclasses.asdict(result) for length, result in lengths.items()})
-  write_json(path, held)
+  write_bare_json(path, held)
   return held
+
+
+def mend(path: epath.PathLike) -> None:
+  """Removes a results.json that is damaged, with a line; its benchmarks' answers are kept by themselves."""
+  path = epath.Path(path)
+  whole_or_gone(path.with_name(f"{path.name}.sha256"), read_json)
+  whole_or_gone(path, functools.partial(read_json, checked=False))
 
 
 def read(path: epath.Path) -> dict[str, dict[str, Result]]:
@@ -97,8 +107,8 @@ def read(path: epath.Path) -> dict[str, dict[str, Result]]:
   """
   try:
     return {task: {length: Result(**row) for length, row in lengths.items()}
-            for task, lengths in read_json(path).items()}
-  except (AttributeError, TypeError) as error:
+            for task, lengths in read_json(path, checked=False).items()}
+  except (AttributeError, TypeError, Damaged) as error:
     raise UserError(f"{path} does not hold results of policylong.evaluate ({error}): remove it") from error
 
 

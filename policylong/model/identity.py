@@ -12,6 +12,7 @@ import transformers
 
 from policylong.errors import UserError
 from policylong.model.qwen import ModelConfig
+from policylong.storage import mending
 from policylong.storage.checksums import sha256_of_texts
 from policylong.storage.workdir import Workdir, read_json, write_json
 
@@ -38,6 +39,7 @@ def claim_base(workdir: Workdir, name: str, now: dict[str, str]) -> None:
   Raises:
     UserError: the model of this name has changed since.
   """
+  mending.whole_or_gone(workdir.base_model_json, read_json)
   if not workdir.base_model_json.exists():
     write_json(workdir.base_model_json, {"name": name, **now})
   elif differing := changed(read_json(workdir.base_model_json), now):

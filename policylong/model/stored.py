@@ -6,6 +6,7 @@ weights of stands in its model/ folder, or else follows from the model that its 
 
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Callable
@@ -21,10 +22,12 @@ from policylong.model import gguf_file, hf, identity, rope
 from policylong.model.qwen import ModelConfig, Params, abstract_params
 from policylong.model.tokenizer import load_tokenizer, tokenizer_of
 from policylong.model.vocabulary import end_tokens, write_end_tokens
-from policylong.storage import hub
+from policylong.storage import hub, manifest
 from policylong.storage.checksums import sha256_of_files
 from policylong.storage.regular import check_regular
 from policylong.storage.workdir import Workdir, read_json
+
+log = logging.getLogger(__name__)
 
 _MODEL, _TOKENIZER = "model.json", "tokenizer"
 # Config, tokenizer and end tokens.
@@ -95,8 +98,11 @@ def open_orbax(path: str | os.PathLike) -> StoredModel:
   """A folder of `convert hf-to-orbax`; raises as `open_model`."""
   path = pathlib.Path(path).absolute()
   config, tokenizer, ends = _described(path)
-  return StoredModel(str(path), config, tokenizer, ends,
-                     lambda dtype, mesh: _restore(path / "params", config, dtype, mesh), _files(path / "params"))
+
+  def load(dtype, mesh):
+    _check(path, lambda name: name.startswith("params/"))
+    return _restore(path / "params", config, dtype, mesh)
+  return StoredModel(str(path), config, tokenizer, ends, load, _files(path / "params"))
 
 
 def is_run(path: str | os.PathLike) -> bool:
@@ -124,9 +130,21 @@ def open_run(path: str | os.PathLike, base_model: str | None = None) -> StoredMo
     raise UserError(f"--base_model is {base_model}, and {workdir.directory} has a description of its model, so that "
                     "it needs none: leave it out")
   config, tokenizer, ends = _described(workdir.model) if described else _base(workdir, base_model)
-  folder = pathlib.Path(workdir.checkpoints / str(step) / "state")
-  return StoredModel(f"{workdir.directory} (step {step})", config, tokenizer, ends,
-                     lambda dtype, mesh: _restore(folder, config, dtype, mesh, of_state=True), _files(folder))
+  folder = pathlib.Path(workdir.checkpoints / str(step))
+
+  def load(dtype, mesh):
+    _check(folder, lambda name: name.startswith("state/"))
+    return _restore(folder / "state", config, dtype, mesh, of_state=True)
+  return StoredModel(f"{workdir.directory} (step {step})", config, tokenizer, ends, load, _files(folder / "state"))
+
+
+def _check(folder: pathlib.Path, wanted: Callable[[str], bool]) -> None:
+  """That the `wanted` files of a manifest hold what was written; of a folder without one nothing is known."""
+  if (folder / manifest.NAME).exists():
+    manifest.check(folder, wanted)
+  else:
+    log.warning("%s has no %s, of an earlier version or of a save that was killed: it is read as it is", folder,
+                manifest.NAME)
 
 
 def _files(folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
@@ -137,7 +155,7 @@ def _base(workdir: Workdir, base_model: str | None) -> _Description:
   """What the checkpoints of a run in rounds are weights of: its base model, with its RoPE and length."""
   path = workdir.directory / "config.json"
   try:
-    values = read_json(path)
+    values = read_json(path, checked=False)
     base, theta, factor = (values["model"][name] for name in ("path", "rope_theta", "yarn_factor"))
     length = values["synthesis"]["sequence_length"]
   except (KeyError, TypeError) as error:
@@ -160,6 +178,7 @@ def _base(workdir: Workdir, base_model: str | None) -> _Description:
 def _described(directory: pathlib.Path) -> _Description:
   """What `describe` wrote."""
   path = directory / _MODEL
+  _check(directory, lambda name: not name.startswith("params/"))
   try:
     values = json.loads(path.read_text())
     if yarn := values.pop("yarn", None):  # as it was called when there was no other scaling

@@ -44,7 +44,7 @@ def total_steps(run: Run, workdir: Workdir) -> int | None:
     steps, rounds = run.setting("training.steps_per_round"), run.setting("rounds")
     return steps * rounds if steps and rounds else None
   try:
-    sequences = read_json(workdir.sequences_json)["sequences"]
+    sequences = read_json(workdir.sequences_json, checked=False)["sequences"]
     return config_lib.parse(run.config, config_lib.FineTuning).training.as_training(sequences).steps_per_round
   except (UserError, KeyError):  # not packed yet, or written by another version
     return None

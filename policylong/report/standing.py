@@ -9,6 +9,7 @@ import dataclasses
 import statistics
 from collections.abc import Iterator
 
+from policylong.errors import Damaged
 from policylong.report.stages import checkpoints, stage, total_steps
 from policylong.report.tables import Run
 from policylong.report.words import count, decimal, duration, of, plural, share
@@ -135,9 +136,12 @@ def _held_out(workdir: Workdir) -> str:
   """What a fine-tuning says of the answers that it does not train on; "" where there is nothing yet."""
   if not workdir.held_out_json.exists():
     return ""
-  before, after = read_json(workdir.held_out_json)["before"], None
-  if workdir.final_json.exists():
-    after = read_json(workdir.final_json)["held_out"]["after"]
+  try:
+    before, after = read_json(workdir.held_out_json, checked=False)["before"], None
+    if workdir.final_json.exists():
+      after = read_json(workdir.final_json, checked=False)["held_out"]["after"]
+  except (Damaged, KeyError, TypeError) as error:
+    return f"cannot be read ({error})"
   return f"{decimal(before, 4)} nats a token before" + (f", {decimal(after, 4)} after" if after is not None else "")
 
 

@@ -1,11 +1,12 @@
 """Reads a working directory for the page. What is missing or damaged is remembered, never raised.
 
+What has no checksum, as earlier versions wrote it, is shown as it is.
+
 Columns are read one by one and roots in batches, so that a round of 100K roots does not have to fit in memory.
 """
 
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Sequence
 
@@ -15,7 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from policylong.config import POLICY_METHODS
-from policylong.errors import UserError
+from policylong.errors import Damaged, UserError
+from policylong.storage import lines, tables
 from policylong.storage.workdir import Round, Workdir, read_json
 
 ENTROPY_BIN = 0.25  # nats
@@ -195,6 +197,7 @@ def _use(path, columns, notes, action):
   note = None
   try:
     with path.open("rb") as stream:
+      tables.check(path, stream, checked=False)
       file = pq.ParquetFile(stream)
       missing = [column for column in columns if column not in file.schema_arrow.names]
       if not missing:
@@ -202,6 +205,8 @@ def _use(path, columns, notes, action):
       note = f"{path.name} has no column {', '.join(missing)}."
   except FileNotFoundError:
     note = f"{path.name} is missing."
+  except Damaged as error:
+    note = f"{path.name} is damaged: {error.reason}."
   except (pa.ArrowException, OSError) as error:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     note = f"{path.name} cannot be read ({reason.rstrip('.')})."
@@ -233,13 +238,12 @@ def _json(path, notes, name) -> dict:
     notes.append(f"{name} is missing.")
     return {}
   try:
-    value = read_json(path)
-  except UserError:
-    value = None
-  if not isinstance(value, dict):
-    notes.append(f"{name} is damaged: it is not a JSON object.")
-    return {}
-  return value
+    return read_json(path, checked=False)
+  except Damaged as error:
+    notes.append(f"{name} is damaged: {error.reason}.")
+  except UserError as error:
+    notes.append(f"{error}.")
+  return {}
 
 
 def _metrics(path, notes, expected: bool) -> list[dict]:
@@ -247,10 +251,10 @@ def _metrics(path, notes, expected: bool) -> list[dict]:
     if expected:
       notes.append("metrics.jsonl is missing: there is no training loss to draw.")
     return []
-  rows, bad = [], 0
-  for line in path.read_bytes().decode("utf-8", errors="replace").splitlines():
+  found, bad = lines.read(path)
+  rows = []
+  for _, row in found:
     try:
-      row = json.loads(line)
       rows.append({**row, "step": int(row["step"]), "loss": float(row["loss"])})
     except (ValueError, TypeError, KeyError):
       bad += 1

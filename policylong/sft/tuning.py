@@ -29,7 +29,7 @@ from policylong.errors import UserError
 from policylong.model import identity
 from policylong.model.chat import Chat, Example, NotRendered
 from policylong.model.stored import StoredModel, describe, open_model
-from policylong.storage import hub, lock, progress
+from policylong.storage import hub, lock, manifest, mending, progress
 from policylong.storage.progress import Bar
 from policylong.storage.workdir import Workdir, read_json, write_atomically, write_json
 from policylong.synthesis.packing import pack
@@ -62,6 +62,8 @@ def run(config: config_lib.FineTuning, directory, base_model: str | None = None)
   with lock.held(workdir.lock, str(workdir.directory), follows=not hosts.is_first(), lost=hosts.end):
     with hosts.first_before_others("claim"):
       workdir.claim(config, hosts.is_first())
+      if hosts.is_first():
+        mending.whole_or_gone(workdir.final_json, read_json)
     if hosts.agreed(workdir.final_json.exists()):
       if hosts.is_first():
         log.info("%s: the fine-tuning is done; nothing to do", workdir.directory)
@@ -82,7 +84,7 @@ def _tune(config: config_lib.FineTuning, workdir: Workdir, base_model: str | Non
     identity.claim_base(workdir, config.model.path, model.identity())
   mesh = make_mesh(config.mesh)
   with hosts.first_before_others("conversations"):
-    if hosts.is_first() and workdir.sequences_json.exists():
+    if hosts.is_first() and _prepared(workdir):
       _check_conversations(config.data.path, workdir)
     elif hosts.is_first():
       write_json(workdir.sequences_json, _Preparation(config, model).write(workdir))
@@ -95,6 +97,9 @@ def _tune(config: config_lib.FineTuning, workdir: Workdir, base_model: str | Non
       training, model.config, mesh, workdir, length=length, rounds=1, seed=config.seed))
   door.check_training(training, trainer.abstract, workdir, rounds=1, sequences=0, length=length)  # they are written
   state = trainer.restore_latest() or trainer.initial(model.load(np.float32, mesh))
+  with hosts.first_before_others("mend"):
+    if hosts.is_first():
+      mending.whole_or_gone(workdir.held_out_json, read_json)
   held_out = None
   if counts["held_out_sequences"]:
     packed = read_tokens(sequence_paths(workdir.held_out_sequences))
@@ -103,7 +108,7 @@ def _tune(config: config_lib.FineTuning, workdir: Workdir, base_model: str | Non
                       f"delete {workdir.sequences} and start again, and they are made anew")
     held_out = HeldOut(packed.reshape(-1, 3, length), training, model.config, mesh)
   if held_out and not hosts.agreed(workdir.held_out_json.exists()):
-    loss = held_out.loss(state.params)
+    loss = held_out.loss(trainer.initial(model.load(np.float32, mesh)).params if int(state.step) else state.params)
     if hosts.is_first():
       write_scalars(workdir, 0, {"held_out/loss": loss.nats})
       write_json(workdir.held_out_json, {"tokens": loss.tokens, "before": loss.nats})
@@ -128,6 +133,19 @@ def _check_conversations(path: str, workdir: Workdir) -> None:
   if packed is not None and packed != fingerprint(_files(path)):
     raise UserError(f"{workdir.directory} began with other conversations than {path} holds now: put the files back as "
                     "they were, or choose another --workdir")
+
+
+def _prepared(workdir: Workdir) -> bool:
+  """Whether the sequences and the model's description are there and whole; what is damaged goes, with a line."""
+  if not workdir.sequences_json.exists():
+    return False
+  folders = [workdir.model, workdir.sequences]
+  if whole := mending.whole_or_gone(workdir.sequences_json, read_json):
+    folders += [workdir.held_out_sequences] * bool(read_json(workdir.sequences_json)["held_out_sequences"])
+    whole = all([mending.whole_or_gone(folder, manifest.check) for folder in folders])
+  if not whole:
+    workdir.sequences_json.unlink(missing_ok=True)
+  return whole
 
 
 class _Preparation:
@@ -179,6 +197,7 @@ class _Preparation:
       describe(self._model.config, tokenizer, self._model.end_tokens | ({end} - {None}), folder)
       for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         write_atomically(workdir.model / path.relative_to(folder), path.read_bytes())
+    manifest.write(workdir.model)
 
   def _held_out(self) -> set[int]:
     """The draws of the conversations that are not trained on: the smallest ones, so many as the config says."""

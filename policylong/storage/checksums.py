@@ -11,9 +11,10 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from policylong.errors import UserError
+from policylong.errors import Damaged, UserError
 
 _BLOCK = 64 << 20
+_SHA256_BYTES = 32
 
 
 def sha256_of_files(files: Sequence[str | os.PathLike]) -> str:
@@ -33,6 +34,23 @@ def sha256_of_texts(*texts: str) -> str:
     data = text.encode(errors="surrogatepass")
     digest.update(f"{len(data)}:".encode() + data)
   return digest.hexdigest()
+
+
+def sealed(data: bytes) -> bytes:
+  """Bytes with their sha256 behind them, of files whose readers mind nothing that comes after their end."""
+  return data + hashlib.sha256(data).digest()
+
+
+def unsealed(path: os.PathLike, data: bytes) -> bytes:
+  """What `sealed` was given; `path` is where it was read.
+
+  Raises:
+    Damaged: it was not given that.
+  """
+  content, digest = data[:-_SHA256_BYTES], data[-_SHA256_BYTES:]
+  if hashlib.sha256(content).digest() != digest:
+    raise Damaged(path, "its bytes are not those of the checksum at its end")
+  return content
 
 
 def _blocks(files: Sequence[str | os.PathLike]) -> list[tuple[pathlib.Path, int]]:

@@ -10,7 +10,6 @@ work is done, so that it is no part of what a run leaves behind.
 
 import contextlib
 import dataclasses
-import json
 import logging
 import threading
 import time
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from policylong import ending
 from policylong.errors import UserError
-from policylong.storage.workdir import write_json
+from policylong.storage.workdir import read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -127,8 +126,8 @@ def read(directory: epath.PathLike) -> list[Told]:
   try:
     for path in epath.Path(directory).iterdir():
       if path.suffix == ".json" and path.stem.isdigit():
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-          values = json.loads(path.read_text())
+        with contextlib.suppress(UserError, TypeError, KeyError, AttributeError):
+          values = read_json(path, checked=False)
           work = values.pop("work")
           found[int(path.stem)] = Told(**values, work=work and Work(**work))
   except OSError:  # none is there: the work has just ended, or never began

@@ -1,5 +1,9 @@
 """Where things lie in a working directory, atomic writes, and what is finished.
 
+Every JSON file has a checksum in it and every table one in its footer (`tables`), over what it holds and over where it
+belongs: which file of which round, and of shards of which config. What lies elsewhere, or holds something else, is
+`Damaged`.
+
 The only module that knows the folder layout:
 
   config.json                    the exact config; a different one is refused
@@ -48,7 +52,11 @@ from etils import epath
 
 from policylong import config as config_lib
 from policylong import oserrors, paths
-from policylong.errors import UserError
+from policylong.errors import Damaged, UserError
+
+_CHECKSUM, _CONFIG, _CONFIG_SHA256 = "checksum", "config.json", "config.json.sha256"
+# Of this process's working directories: it is asked for with every table.
+_run_ids: dict[str, str] = {}
 
 log = logging.getLogger(__name__)
 
@@ -104,21 +112,124 @@ def new_directory(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
     raise
 
 
-def write_json(path: epath.Path, value: dict) -> None:
-  """JSON with sorted keys, whole or not at all."""
-  write_atomically(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+def write_json(path: epath.PathLike, value: dict) -> None:
+  """JSON with sorted keys and a checksum, whole or not at all."""
+  value = json.loads(json.dumps(value))  # its keys as they will be read
+  write_atomically(path, _as_bytes({**value, _CHECKSUM: _checksum(path, value)}))
 
 
-def read_json(path: epath.Path) -> dict:
-  """Reads what `write_json` wrote.
+def read_json(path: epath.PathLike, checked: bool = True) -> dict:
+  """Reads what `write_json` or `write_bare_json` wrote, without the checksum.
+
+  Args:
+    path: where it lies: under another name, or in another round or run, it is damage too.
+    checked: False takes what has no checksum, which a person or an earlier version may have written.
 
   Raises:
-    UserError: the file is missing or is not JSON.
+    UserError: the file is missing or cannot be read.
+    Damaged: it holds something else than was written.
   """
+  data = _read(path)
+  value = _object(path, data)
+  found, beside = value.pop(_CHECKSUM, None), _beside(path)
+  if found is None and beside.exists():
+    if hashlib.sha256(data).hexdigest() not in read_json(beside)["files"]:
+      raise Damaged(path, f"{beside.name} has the checksum of something else")
+  elif found is None and checked:
+    raise Damaged(path, "it has no checksum: edited by hand, or of a version before there were any")
+  if found is not None and found != _checksum(path, value):
+    raise Damaged(path, "its checksum is that of another content or place")
+  return value
+
+
+def write_bare_json(path: epath.PathLike, value: dict) -> None:
+  """JSON without a checksum, for a file whose shape others rely on: it lies beside, in <name>.sha256.
+
+  While the file is written it has the checksums of what was there and of what comes, so that a kill is no damage.
+  """
+  beside, last = _beside(path), []
+  with contextlib.suppress(UserError):  # there is none, or what it says is of no use
+    last = read_json(beside)["files"][-1:]
+  data = _as_bytes(value)
+  now = hashlib.sha256(data).hexdigest()
+  write_json(beside, {"files": [*last, now]})
+  write_atomically(path, data)
+  if last:
+    write_json(beside, {"files": [now]})
+
+
+def place_of(path: epath.PathLike) -> str:
+  """What a file of a round says it was written for: its name and the round, and of a shard the config; else "".
+
+  Runs of several configs may come to the same tables, and then these are the same files; while a round is not over,
+  its shards are those of one run.
+  """
+  path = epath.Path(path)
+  parts = path.parts
+  at = next((i for i in reversed(range(len(parts) - 2)) if parts[i] == "rounds" and parts[i + 1].isdigit()), None)
+  if at is None:
+    return ""
+  place = "/".join(parts[at:])
+  if path.parent.name != "shards":
+    return place
+  return f"{place} of the config {_run_id(os.fspath(path.parents[len(parts) - 1 - at])) or 'unknown'}"
+
+
+def recorded_sha256(path: epath.PathLike) -> str | None:
+  """What DONE.json says of a table of a finished round; None of any other file.
+
+  Raises:
+    Damaged: DONE.json is.
+  """
+  path = epath.Path(path)
+  done = path.parent / "DONE.json"
+  if path.parent.parent.name != "rounds" or not done.exists():
+    return None
+  return read_json(done)["files"].get(path.name)
+
+
+def _beside(path: epath.PathLike) -> epath.Path:
+  path = epath.Path(path)
+  return path.with_name(f"{path.name}.sha256")
+
+
+def _as_bytes(value: dict) -> bytes:
+  return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _read(path: epath.PathLike) -> bytes:
   try:
-    return json.loads(epath.Path(path).read_text())
-  except (OSError, ValueError) as error:
-    raise UserError(f"{path} cannot be read as JSON ({error})") from error
+    return epath.Path(path).read_bytes()
+  except OSError as error:
+    raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+
+
+def _object(path: epath.PathLike, data: bytes) -> dict:
+  try:
+    value = json.loads(data)
+  except ValueError as error:
+    raise Damaged(path, f"it cannot be read as JSON, {error}") from error
+  if not isinstance(value, dict):
+    raise Damaged(path, f"it is {type(value).__name__}, not an object of JSON")
+  return value
+
+
+def _checksum(path: epath.PathLike, value: dict) -> str:
+  """16 hex digits of a value and of where it belongs."""
+  told = [place_of(path) or epath.Path(path).name, value]
+  return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _run_id(directory: str) -> str:
+  """16 hex digits of what a working directory's config.json says; "" where that cannot be read."""
+  directory = directory if "://" in directory else os.path.abspath(directory)
+  if directory not in _run_ids:
+    try:
+      config = json.loads((epath.Path(directory) / _CONFIG).read_bytes())
+      _run_ids[directory] = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+    except (OSError, ValueError):  # who reads the config itself will say so
+      return ""
+  return _run_ids[directory]
 
 
 def _expanded(value):
@@ -139,8 +250,8 @@ def listed(directory: epath.Path) -> list[epath.Path]:
 
 
 # What a start writes before any work, by name.
-_FIRST = ("config.json", "origin.json", "base_model.json", "hub.json", "corpus.json", "wandb.json", "wandb", "lock",
-          "progress")
+_FIRST = (_CONFIG, _CONFIG_SHA256, "origin.json", "base_model.json", "hub.json", "corpus.json", "wandb.json", "wandb",
+          "lock", "progress")
 
 
 def _has_file(path: epath.Path) -> bool:
@@ -169,6 +280,10 @@ class Round:
     """A finished table of the round, e.g. "verdicts"."""
     return self.directory / f"{name}.parquet"
 
+  def tables(self) -> list[epath.Path]:
+    """All tables that are there."""
+    return [path for path in listed(self.directory) if path.match("*.parquet")]
+
   def shard(self, stage: str, index: int) -> epath.Path:
     """The output of one stage for one shard of the round's roots."""
     return self.directory / "shards" / f"{stage}-{index:05d}.parquet"
@@ -176,6 +291,10 @@ class Round:
   def shard_plan(self, group: int) -> epath.Path:
     """How the shards of a group choose the rows that they score."""
     return self.directory / "shards" / f"plan-{group:02d}.json"
+
+  def shard_plans(self) -> list[epath.Path]:
+    """Those that are there."""
+    return [path for path in listed(self.directory / "shards") if path.match("plan-*.json")]
 
   @property
   def judged_path(self) -> epath.Path:
@@ -208,8 +327,7 @@ class Round:
 
   def finish(self, summary: dict) -> None:
     """Marks the round as done with its counts and the hash of each table, and drops its shards."""
-    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-             for path in sorted(self.directory.glob("*.parquet"))}
+    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in self.tables()}
     write_json(self.done_path, {**summary, "files": files})
     self.drop_shards()
 
@@ -263,7 +381,10 @@ class Workdir:
                       "be one folder that all hosts share")
     text = config_lib.to_json(config)
     if path.exists():
-      difference = config_lib.differences(_expanded(read_json(path)), _expanded(json.loads(text)))
+      difference = config_lib.differences(_expanded(_object(path, _read(path))), _expanded(json.loads(text)))
+      if not difference and (self.directory / "rounds").exists() and not path.with_name(_CONFIG_SHA256).exists():
+        raise UserError(f"{self.directory} was begun by a version whose files had no checksums: end it with that "
+                        "version, or choose another --workdir (its page and its checkpoints can still be read)")
       if not difference:
         return
       if not first or self._made():
@@ -273,11 +394,13 @@ class Workdir:
                   "; ".join(difference))
       self._forget()
     # A kill during the very first writes leaves only these, which are ours.
-    ours = (self.origin_json.name, f".{self.origin_json.name}.tmp", f".{path.name}.tmp", self.lock.name)
+    names = (self.origin_json.name, path.name, _CONFIG_SHA256)
+    ours = (*names, *(f".{name}.tmp" for name in names), self.lock.name)
     if not path.exists() and any(p.name not in ours for p in listed(self.directory)):
       raise UserError(f"{self.directory} is not empty and has no config.json: choose another --workdir")
     write_json(self.origin_json, {"folder": os.getcwd()})
-    write_atomically(path, text.encode())
+    _run_ids.clear()
+    write_bare_json(path, json.loads(text))
 
   def _made(self) -> bool:
     """Whether there is any file that work was done for: more than what a start writes before it."""
@@ -296,7 +419,7 @@ class Workdir:
   @property
   def started_in(self) -> str:
     """The folder that the relative paths of config.json are below; of a run that did not note it, this one."""
-    return read_json(self.origin_json)["folder"] if self.origin_json.exists() else os.getcwd()
+    return read_json(self.origin_json, checked=False)["folder"] if self.origin_json.exists() else os.getcwd()
 
   def located[Kind](self, config: Kind) -> Kind:
     """The config with what its relative paths stand for, also where the run is gone on with in another folder."""

@@ -1,6 +1,7 @@
 """Sequences on disk: array_record for training, one Parquet table of spans for people.
 
   sequences/part-00000.array_record ...   a record is the L tokens of a sequence, little-endian int32
+  sequences/MANIFEST.json                 the sha256 of each (`storage.manifest`)
   sequences.parquet                       one row a span: `sequence` (which record), then the fields of
                                           `records.Span`; written last
 
@@ -23,7 +24,7 @@ from etils import epath
 
 from policylong.errors import UserError
 from policylong.records import LongSequence, Positive, Span
-from policylong.storage import tables
+from policylong.storage import manifest, tables
 from policylong.synthesis import packing
 
 # A new file is begun when one holds so much: 2,048 sequences of 32K tokens.
@@ -71,13 +72,14 @@ def write_sequences(sequences: Iterable[LongSequence], directory: epath.PathLike
 def write_records(arrays: Iterable[np.ndarray], folder: epath.PathLike) -> int:
   """Writes each array's numbers as a record of part-00000.array_record, ... in `folder`; returns how many there were.
 
-  Files of an earlier attempt are removed first. Each file appears whole or not at all.
+  Files of an earlier attempt are removed first. Each file appears whole or not at all, their manifest last.
 
   Raises:
     OSError: the disk is full, or the folder cannot be written.
   """
   folder = epath.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
+  (folder / manifest.NAME).unlink(missing_ok=True)
   for path in folder.glob("*part-*"):
     path.unlink()
   shard = None
@@ -93,6 +95,7 @@ def write_records(arrays: Iterable[np.ndarray], folder: epath.PathLike) -> int:
       shard = None
   if shard is not None:
     shard.close()
+  manifest.write(folder, lambda name: name.startswith("part-"))
   return count
 
 

@@ -3,11 +3,17 @@
 checkpoints/<step>/ holds three items: state (the TrainState), data (where the batches stand) and
 meta (round and step, for people). A save that was killed leaves a folder under a temporary name, which
 is never listed and is removed by the next start.
+
+Beside them MANIFEST.json (`storage.manifest`) has the hashes of their files, written when the save is whole and checked
+before it is restored; a damaged checkpoint is set aside as checkpoints/damaged-<step>. A kill between a save and its
+manifest leaves a checkpoint without one: it is given one when it is met.
 """
 
 import errno
+import logging
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -18,8 +24,18 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 from orbax.checkpoint.handlers import DefaultCheckpointHandlerRegistry
 
-from policylong.errors import UserError
+from policylong.devices import hosts
+from policylong.errors import Damaged, UserError
+from policylong.storage import manifest
 from policylong.training.state import TrainState
+
+log = logging.getLogger(__name__)
+
+# The items; what Orbax writes beside them when it likes says nothing that a restore asks.
+ITEMS = ("state", "data", "meta")
+
+
+_REMEDY = "remove that folder to go on from the one before"
 
 
 class Restored(NamedTuple):
@@ -52,14 +68,22 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(
         preservation_policy=preservation_policy.AnyPreservationPolicy(policies), cleanup_tmp_directories=True)
     self._manager = ocp.CheckpointManager(self._directory, options=options, handler_registry=registry)
+    self._checked: set[int] = set()
+    self._vouching: _Vouching | None = None
 
   def steps(self) -> list[int]:
     """The steps of all whole checkpoints, in order."""
     return sorted(self._manager.all_steps())
 
   def latest_step(self) -> int | None:
-    """The newest whole checkpoint, or None."""
-    return max(self._manager.all_steps(), default=None)
+    """The newest whole checkpoint, or None; damaged ones that are newer are set aside, with a line. Collective."""
+    while (step := max(self._manager.all_steps(), default=None)) is not None:
+      try:
+        self._check(step)
+        return step
+      except Damaged as error:
+        self._set_aside(step, error)
+    return None
 
   def save(self, step: int, state: TrainState, data: dict[str, Any], meta: dict[str, Any]) -> None:
     """Saves in the background; the state may be donated as soon as this returns.
@@ -72,24 +96,32 @@ class Checkpoints:
     """
     args = ocp.args.Composite(state=ocp.args.PyTreeSave(state), data=ocp.args.JsonSave(data),
                               meta=ocp.args.JsonSave(meta))
+    self.wait()
     with _full_disk_as_oserror(self._directory):
-      self._manager.wait_until_finished()
       if not self._manager.save(step, args=args, force=True):
         raise RuntimeError(f"Orbax did not save step {step} in {self._directory}")
-      if jax.default_backend() == "cpu":
-        self._manager.wait_until_finished()
+    if hosts.is_first():
+      self._vouching = _Vouching(self._directory / str(step))
+    if jax.default_backend() == "cpu":
+      self.wait()
 
   def wait(self) -> None:
-    """Returns when the last save is whole; raises as `save` does."""
-    with _full_disk_as_oserror(self._directory):
-      self._manager.wait_until_finished()
+    """Returns when the last save is whole, and has its manifest; raises as `save` does."""
+    try:
+      with _full_disk_as_oserror(self._directory):
+        self._manager.wait_until_finished()
+    finally:
+      vouching, self._vouching = self._vouching, None
+      if vouching:
+        vouching.end()
 
   def restore(self, abstract: TrainState, step: int) -> Restored:
-    """The checkpoint of `step` in the shapes and shardings of `abstract`.
+    """The checkpoint of `step` in the shapes and shardings of `abstract`. Collective.
 
     Raises:
       UserError: it is damaged, missing, or of another model.
     """
+    self._check(step)
     args = ocp.args.Composite(
         state=ocp.args.PyTreeRestore(abstract, ocp.checkpoint_utils.construct_restore_args(abstract)),
         data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
@@ -101,13 +133,75 @@ class Checkpoints:
     self.wait()
     self._manager.close()
 
+  def _check(self, step: int) -> None:
+    """Each process reads its share of the files; of one that has no manifest, the first one writes it."""
+    folder = self._directory / str(step)
+    if step in self._checked or not hosts.agreed(folder.exists()):  # of one that is not there Orbax tells
+      return
+    if not hosts.agreed((folder / manifest.NAME).exists()):
+      if hosts.is_first():
+        log.warning("the checkpoint %s has no %s, of a kill or an earlier version: it is taken as it is, and given one",
+                    folder, manifest.NAME)
+        vouch(folder)
+      hosts.barrier("manifest")
+    damage = None
+    try:
+      manifest.check(folder, share=hosts.share)
+    except Damaged as error:
+      damage = error
+    if hosts.anyone(damage is not None):
+      raise damage or Damaged(folder, "another process says where", _REMEDY)
+    self._checked.add(step)
+
+  def _set_aside(self, step: int, damage: Damaged) -> None:
+    aside = self._directory / f"damaged-{step}"
+    if hosts.is_first():
+      if aside.exists():
+        aside.rmtree()
+      (self._directory / str(step)).rename(aside)
+      log.warning("the checkpoint %s is damaged (%s: %s): it is set aside as %s, and the run goes on from the one "
+                  "before", self._directory / str(step), damage.path, damage.reason, aside.name)
+    hosts.barrier("set aside")
+    self._manager.reload()
+
   def _restore(self, step: int, args: ocp.args.Composite) -> ocp.args.Composite:
     try:
       return self._manager.restore(step, args=args)
     except Exception as error:  # Orbax and TensorStore raise nearly every kind for a damaged file
       reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
       raise UserError(f"the checkpoint {self._directory / str(step)} cannot be restored ({reason}): it is damaged or "
-                      "of another model; remove that folder to go on from the one before") from error
+                      f"of another model; {_REMEDY}") from error
+
+
+def vouch(folder: epath.Path) -> None:
+  """Writes the manifest of a whole checkpoint."""
+  manifest.write(folder, lambda name: name.split("/")[0] in ITEMS)
+
+
+class _Vouching:
+  """Writes the manifest of a checkpoint in the background, when its folder has its name: then Orbax is done with it."""
+
+  def __init__(self, folder: epath.Path):
+    self._folder, self._saved = folder, threading.Event()
+    self._error: Exception | None = None
+    self._thread = threading.Thread(target=self._run, name="manifest", daemon=True)
+    self._thread.start()
+
+  def end(self) -> None:
+    """Returns when it is written, or where nothing was saved; raises what writing it raised."""
+    self._saved.set()
+    self._thread.join()
+    if self._error:
+      raise self._error
+
+  def _run(self) -> None:
+    while not self._saved.wait(1) and not self._folder.exists():
+      pass
+    try:
+      if self._folder.exists():
+        vouch(self._folder)
+    except Exception as error:  # the thread that waits has to hear of it
+      self._error = error
 
 
 def _remove_unfinished(directory: epath.Path) -> None:
@@ -139,8 +233,21 @@ def _full_disk_as_oserror(directory: epath.Path) -> Iterator[None]:
   try:
     yield
   except ValueError as error:
-    number = re.search(r"os_error_code='(\d+)'", str(error))
-    if number and int(number[1]) in (errno.ENOSPC, errno.EDQUOT):
-      code = int(number[1])
+    if code := _full(error):
       raise OSError(code, os.strerror(code), str(directory)) from error
     raise
+
+
+def _full(error: BaseException | None) -> int:
+  """The system's error number where an error of TensorStore's is about a full disk, else 0."""
+  number = re.search(r"os_error_code='(\d+)'", str(error))
+  return int(number[1]) if number and int(number[1]) in (errno.ENOSPC, errno.EDQUOT) else 0
+
+
+def _is_no_full_disk(record: logging.LogRecord) -> bool:
+  """Orbax logs what it raises with its stack; of a full disk we say all that there is to say."""
+  error = record.exc_info[1] if record.exc_info else None
+  return not (_full(error) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)))
+
+
+logging.getLogger("absl").addFilter(_is_no_full_disk)

@@ -4,7 +4,6 @@ A line that has a "step" is one training step's. What else is written to the fil
 """
 
 import functools
-import json
 import logging
 import os
 from typing import Any
@@ -13,6 +12,7 @@ import jax
 from etils import epath
 
 from policylong.errors import UserError, optional_import
+from policylong.storage import lines
 from policylong.storage.workdir import Workdir, write_atomically
 from policylong.training import scalars, wandb_run
 
@@ -27,16 +27,14 @@ class MetricsLog:
     self._file = self._board = None
     if jax.process_index() == 0:
       drop_steps_after(workdir.metrics, after_step)
-      workdir.metrics.parent.mkdir(parents=True, exist_ok=True)
-      self._file = workdir.metrics.open("a")
+      self._file = lines.Growing(workdir.metrics)
       self._board = _open_board(workdir, purge_step=after_step + 1)
 
   def write(self, line: dict[str, Any]) -> None:
     """One step: a JSON line, at once on its way to the disk, and its numbers as TensorBoard scalars."""
     if self._file is None:
       return
-    self._file.write(json.dumps(line, allow_nan=False) + "\n")
-    self._file.flush()
+    self._file.write(line)
     values = scalars.of_step(line)
     for name, value in values.items() if self._board else ():
       self._board.add_scalar(name, value, line["step"])
@@ -77,17 +75,13 @@ def _say_once(sentence: str) -> None:
 
 
 def drop_steps_after(path: epath.Path, step: int) -> None:
-  """Rewrites the file without the lines of later steps and without a line that a kill cut in two."""
+  """Rewrites the file without the lines of later steps, a line that a kill cut in two, and, told of, damaged ones."""
   if not path.exists():
     return
-  text = path.read_text()
-  kept = "".join(line for line in text.splitlines(keepends=True) if _belongs(line, step))
-  if kept != text:
-    write_atomically(path, kept.encode())
-
-
-def _belongs(line: str, step: int) -> bool:
-  try:
-    return line.endswith("\n") and json.loads(line).get("step", 0) <= step
-  except ValueError:
-    return False
+  found, damaged = lines.read(path)
+  kept = [text for text, value in found if text.endswith(b"\n") and value.get("step", 0) <= step]
+  if damaged - (not path.read_bytes().endswith(b"\n")) > 0:
+    log.warning("%s: a line or more of it are damaged, and left out", path)
+  if b"".join(kept) != path.read_bytes():
+    write_atomically(path, b"".join(kept))
+    write_atomically(lines.beside(path), "".join(f"{lines.sum_of(text)}\n" for text in kept).encode())

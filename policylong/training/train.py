@@ -86,17 +86,25 @@ class Trainer:
     """The state before the first step. Takes the float32 parameters over: the caller's are gone."""
     return initial_state(params, self._optimizer, self._abstract)
 
+  def latest_step(self) -> int | None:
+    """The step of the newest whole checkpoint, or None; damaged ones that are newer are set aside. Collective."""
+    return self._checkpoints.latest_step()
+
   def restore_latest(self) -> TrainState | None:
-    """The newest whole checkpoint, or None where there is none.
+    """The newest whole checkpoint, or None where there is none; damaged ones that are newer are set aside. Collective.
 
     Raises:
-      UserError: it is damaged or of another model.
+      UserError: it is of another model.
     """
-    step = self._checkpoints.latest_step()
+    step = self.latest_step()
     return None if step is None else self.restore(step)
 
   def restore(self, step: int) -> TrainState:
-    """The checkpoint of `step`; raises as `restore_latest`."""
+    """The checkpoint of `step`.
+
+    Raises:
+      UserError: it is damaged, missing, or of another model.
+    """
     found = self._checkpoints.restore(self._abstract, step)
     self._cursor = _Cursor(step, found.data)
     return found.state

@@ -10,7 +10,6 @@ Offline or not, where the files lie, and as whom is W&B's own to ask (WANDB_MODE
 
 import contextlib
 import dataclasses
-import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ import jax
 
 from policylong.config import Config, FineTuning
 from policylong.errors import UserError, optional_import
+from policylong.storage import lines
 from policylong.storage.workdir import Workdir, listed, read_json, write_json
 from policylong.training import scalars
 
@@ -85,9 +85,8 @@ def _start(config: Config | FineTuning, workdir: Workdir):
 def _held(workdir: Workdir) -> Iterator[tuple[int, dict[str, float]]]:
   """(step, numbers) of all that was logged before this start, as the working directory has it."""
   if workdir.metrics.exists():
-    for line in workdir.metrics.read_text().splitlines():
-      with contextlib.suppress(ValueError, KeyError):  # cut in two by a kill, or no step's
-        values = json.loads(line)
+    for _, values in lines.read(workdir.metrics)[0]:
+      if "step" in values:
         yield values["step"], scalars.of_step(values)
   for folder in listed(workdir.directory / "rounds"):
     round_ = workdir.round(int(folder.name))

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from policylong.corpus import builder
 from policylong.corpus.chunks import chunk_spans
 from policylong.corpus.store import open_corpus
 from policylong.errors import UserError
+from policylong.storage import blocks
 
 
 @pytest.fixture
@@ -81,7 +83,7 @@ def test_what_is_not_there_is_an_error_and_never_another_row(config):
 
 def test_numbers_and_texts_are_mapped_not_loaded(config):
   corpus = open_corpus(config)
-  assert isinstance(corpus.chunk_document, np.memmap)
+  assert isinstance(corpus.chunk_document._values, np.memmap)
   before = pa.total_allocated_bytes()
   texts = [corpus.document(i) for i in range(corpus.num_documents)]
   assert len(texts) == 420 and pa.total_allocated_bytes() == before
@@ -157,12 +159,53 @@ def test_an_empty_corpus_is_one_sentence(make_config, source, tmp_path):
   assert not list((tmp_path / "cache").glob("corpus-building*"))
 
 
-def test_a_damaged_store_is_named(config, tmp_path):
-  open_corpus(config)
+def everything(corpus):
+  """All that a corpus says, by every way of asking."""
+  documents = [corpus.document(i) for i in range(corpus.num_documents)]
+  chunks = [(corpus.chunk(row), corpus.chunk_text(row), int(corpus.chunk_document[row]))
+            for row in range(corpus.num_chunks)]
+  return (documents, chunks, [corpus.document_index(document.id) for document in documents],
+          [corpus.chunk_row(chunk.id) for chunk, _, _ in chunks],
+          [corpus.chunk_starts(i).tolist() for i in range(corpus.num_documents)], corpus.summary())
+
+
+def test_a_store_that_was_cut_is_made_again(config, tmp_path, caplog):
+  wanted = everything(open_corpus(config))
   (path,) = (tmp_path / "cache").glob("corpus-*/documents.arrow")
   path.write_bytes(path.read_bytes()[:-100])
-  with pytest.raises(UserError, match=r"documents\.arrow has \d+ bytes, wanted \d+"):
-    open_corpus(config)
+  assert everything(open_corpus(config)) == wanted
+  assert re.search(r"documents\.arrow is damaged \(it has \d+ bytes, wanted \d+\): it is made again", caplog.text)
+
+
+def test_of_a_flipped_byte_anywhere_nothing_is_seen_but_a_line(config, tmp_path, caplog, monkeypatch):
+  monkeypatch.setattr(builder, "BATCH_ROWS", 7)
+  monkeypatch.setattr(blocks, "SIZE", 512)
+  wanted = everything(open_corpus(config))
+  (folder,) = (tmp_path / "cache").glob("corpus-*[0-9a-f]/")
+  files = sorted(path for path in folder.parent.rglob("*") if path.is_file() and path.suffix != ".lock")
+  assert len(files) == 14
+  rng = np.random.default_rng(3)
+  for path in [*files, *rng.choice([path for path in files if path.stat().st_size > 4096], 12)]:
+    whole = path.read_bytes()
+    data, at = bytearray(whole), int(rng.integers(len(whole)))
+    data[at] ^= int(rng.integers(1, 256))
+    path.write_bytes(data)
+    caplog.clear()
+    assert everything(open_corpus(config)) == wanted, (path, at)
+    assert "damaged" in caplog.text or path.read_bytes() == data, (path, at)
+    assert path.read_bytes() == whole or json.loads(path.read_bytes()) == json.loads(whole), (path, at)
+
+
+def test_damage_whose_sources_have_changed_is_one_sentence(config, tmp_path):
+  corpus = open_corpus(config)
+  (path,) = (tmp_path / "cache").glob("corpus-*/documents.arrow")
+  with open(path, "r+b") as file:
+    file.seek(3 * blocks.SIZE + 5)  # none of the first block, which opening has looked at
+    file.write(b"\0\1\2")
+  lines = (tmp_path / "first.jsonl").read_text().splitlines(keepends=True)
+  (tmp_path / "first.jsonl").write_text("".join(lines[9:]))
+  with pytest.raises(UserError, match=r"documents\.arrow cannot be read, .*bytes 196608 to 262144 .* delete the"):
+    everything(corpus)
 
 
 def test_a_cache_that_cannot_be_a_folder_is_named(config, tmp_path):

@@ -285,7 +285,7 @@ def test_a_folder_that_is_not_as_it_was_written_is_never_loaded(tmp_path):
   data = bytearray((folder / "hashed_dataset.npy").read_bytes())
   data[-1] ^= 1
   (folder / "hashed_dataset.npy").write_bytes(data)
-  with pytest.raises(UserError, match=r"hashed_dataset.npy is damaged .it has sha256"):
+  with pytest.raises(UserError, match=r"hashed_dataset.npy cannot be read, as it is damaged .it has sha256"):
     ScannIndex.load(folder, "the rows")
 
   folder = saved("lacking")

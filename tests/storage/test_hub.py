@@ -11,6 +11,7 @@ import pytest
 
 from policylong.errors import UserError
 from policylong.storage import hub
+from policylong.storage.workdir import read_json
 from tests.hub_stand_in import serving
 
 OLD, NEW = "a" * 40, "b" * 40
@@ -19,6 +20,7 @@ PROGRAM = """
 import json, sys
 from policylong.errors import UserError
 from policylong.storage import hub
+from policylong.storage.workdir import read_json
 for path, record in json.loads(sys.argv[1]):
   try:
     print(json.dumps(hub.folder(path, record or None)))
@@ -71,7 +73,7 @@ def test_a_run_goes_on_with_the_commit_it_began_with_and_needs_no_hub_then(world
   tag.unlink()
   tag.symlink_to(NEW)
   assert folders(world, ("hf://org/tiny.model-1@v1", record)) == [first] and OLD in first
-  assert json.loads(pathlib.Path(record).read_text()) == {"hf://org/tiny.model-1@v1": OLD}
+  assert read_json(record) == {"hf://org/tiny.model-1@v1": OLD}
   assert folders(world, ("hf://org/tiny.model-1@v1", record), address="http://127.0.0.1:9") == [first]
   (moved,) = folders(world, ("hf://org/tiny.model-1@v1", ""))
   assert NEW in moved

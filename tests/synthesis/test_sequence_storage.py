@@ -108,7 +108,7 @@ def test_the_bytes_are_the_same_in_another_process_and_folder(tmp_path):
   subprocess.run([sys.executable, "-c", WRITE, str(tmp_path / "there")], check=True)
   digests = [{str(path.relative_to(tmp_path / folder)): hashlib.sha256(path.read_bytes()).hexdigest()
               for path in (tmp_path / folder).rglob("*") if path.is_file()} for folder in ("here", "there")]
-  assert digests[0] == digests[1] and len(digests[0]) == 2
+  assert digests[0] == digests[1] and len(digests[0]) == 3
 
 
 def test_an_interrupted_write_leaves_no_table_and_the_next_one_starts_clean(tmp_path, several_files):
@@ -122,8 +122,8 @@ def test_an_interrupted_write_leaves_no_table_and_the_next_one_starts_clean(tmp_
   assert not (tmp_path / "sequences.parquet").exists()
   assert [p.name for p in sequence_paths(tmp_path / "sequences")] == ["part-00000.array_record"]
   assert write_sequences(make_sequences(4), tmp_path) == 4
-  assert sorted(p.name for p in (tmp_path / "sequences").iterdir()) == ["part-00000.array_record",
-                                                                      "part-00001.array_record"]
+  assert sorted(p.name for p in (tmp_path / "sequences").iterdir()) == [
+      "MANIFEST.json", "part-00000.array_record", "part-00001.array_record"]
 
 
 def test_no_sequences_are_no_files(tmp_path):

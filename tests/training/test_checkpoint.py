@@ -131,11 +131,11 @@ def test_a_damaged_checkpoint_is_one_sentence(tmp_path):
   abstract = abstract_state(TINY, OPTIMIZER, mesh_of())
   largest = max((path for path in (tmp_path / "3").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
   largest.write_bytes(largest.read_bytes()[:1000])
-  with pytest.raises(UserError, match=r"checkpoint .*/3 cannot be restored .*: it is damaged") as caught:
+  with pytest.raises(UserError, match=rf"{largest} cannot be read, as it is damaged \(its bytes are not") as caught:
     open_checkpoints(tmp_path).restore(abstract, 3)
   assert "\n" not in str(caught.value)
   shutil.rmtree(tmp_path / "3" / "state")
-  with pytest.raises(UserError, match="cannot be restored"):
+  with pytest.raises(UserError, match=r"3/state/.* cannot be read, as it is damaged \(it is missing\)"):
     open_checkpoints(tmp_path).restore(abstract, 3)
 
 
@@ -174,3 +174,34 @@ def test_a_full_disk_is_an_oserror_and_leaves_the_checkpoint_before(tmp_path):
   if "mounted" not in result.stdout:
     pytest.skip("mounting is not allowed here")
   assert f"errno {errno.ENOSPC} [1]" in result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("item", ["state", "data", "meta", "MANIFEST.json"])
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_is_taken(tmp_path, caplog, item):
+  state, checkpoints = state_on(mesh_of()), open_checkpoints(tmp_path, keep_newest=3)
+  for step in (1, 2, 3):
+    checkpoints.save(step, state, {"step": step}, {})
+  checkpoints.close()
+  for step in (2, 3):
+    place = tmp_path / str(step) / item
+    path = place if place.is_file() else max(place.rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+  checkpoints = open_checkpoints(tmp_path, keep_newest=3)
+  assert checkpoints.latest_step() == 1 and checkpoints.steps() == [1]
+  assert checkpoints.restore(abstract_state(TINY, OPTIMIZER, mesh_of()), 1).data == {"step": 1}
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "damaged-2", "damaged-3"]
+  assert [record.getMessage() for record in caplog.records if "set aside as damaged-3" in record.getMessage()]
+  checkpoints.save(2, state, {"step": 2}, {})
+  assert open_checkpoints(tmp_path, keep_newest=3).latest_step() == 2
+
+
+def test_a_checkpoint_whose_save_was_killed_before_its_manifest_is_given_one(tmp_path, caplog):
+  checkpoints = open_checkpoints(tmp_path)
+  checkpoints.save(3, state_on(mesh_of()), {}, {})
+  checkpoints.close()
+  told = (tmp_path / "3" / "MANIFEST.json").read_bytes()
+  (tmp_path / "3" / "MANIFEST.json").unlink()
+  assert open_checkpoints(tmp_path).latest_step() == 3
+  assert (tmp_path / "3" / "MANIFEST.json").read_bytes() == told and "is taken as it is, and given one" in caplog.text

@@ -1,0 +1,210 @@
+"""A byte of a file is flipped, in a run, its caches or its checkpoints: nothing may change in silence.
+
+  python -m benchmarks.reliability.flips --folder=runs/flips [--count=300] [--seed=0] [--defects]
+
+A small run is stopped at each of `STOPS`, and once left to its end. For each flip one of these is copied, a random byte
+of a random file of it or of the caches is changed, and the command that would read it is started: a stopped run goes on
+to its end, of an ended one the page is written and the newest checkpoint is loaded. The outcome is one of
+
+  told      it ended with one sentence and code 1, or a line says what is left out
+  rebuilt   it ended well, with a line about the damage, and with the bytes of a run that was never touched
+  harmless  it ended well, with the same bytes, and without a line: nobody read the byte, or it says nothing
+  SILENT    it ended well, and something is not the same
+  BROKEN    a stack trace, or no end
+
+and is kept in FOLDER/results.jsonl, so that an interrupted battery goes on. Exits 1 where one is SILENT or BROKEN.
+
+--defects plants each of `defects.DEFECTS` afterwards, which must come out as SILENT or BROKEN, and without it must not.
+"""
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import json
+import pathlib
+import random
+import shutil
+import sys
+from typing import NamedTuple
+
+from benchmarks.reliability import forked
+from benchmarks.reliability.defects import DEFECTS
+
+# "stage:n", of tests.small_run: in turn, in one working directory. Shards are half done at the first one, and training
+# of the first round is at the second.
+STOPS = ("verify:3", "training:3", "verify:4", "training:1")
+_OF_DEFECT = {"a lost data cursor": "stopped1"}
+WHOLE = "whole"
+# What nothing reads again, or who else it is told by: it is written anew, or is there for people alone.
+_UNREAD = ("progress", "lock", "tensorboard", "report")
+PATIENCE = 600.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+  """A folder with a world, and runs of it: `whole` and a copy for each of `stops`."""
+  folder: pathlib.Path
+  stops: tuple[str, ...] = STOPS
+
+  @property
+  def cache(self) -> pathlib.Path:
+    """What all runs have in common."""
+    return self.folder / "world" / "cache"
+
+  def command(self, workdir: pathlib.Path, stop: str = "") -> list[str]:
+    """Arguments of tests.small_run."""
+    return [stop, f"--config={self.folder / 'world' / 'small.py'}", f"--workdir={workdir}"]
+
+
+def make_scene(folder: pathlib.Path, stops: tuple[str, ...]) -> Scene:
+  """Makes the runs, unless they are there."""
+  scene = Scene(folder, stops)
+  if (folder / "DONE").exists():
+    return scene
+  _expect(forked.run("benchmarks.reliability.world", [str(folder / "world")], folder, PATIENCE), 0)
+  for path in (folder / WHOLE, folder / "stopping", scene.cache):
+    shutil.rmtree(path, ignore_errors=True)
+  _expect(forked.run("tests.small_run", scene.command(folder / WHOLE), folder, PATIENCE), 0)
+  for number, stop in enumerate(stops):
+    _expect(forked.run("tests.small_run", scene.command(folder / "stopping", stop), folder, PATIENCE), -9)
+    _copied(folder / "stopping", folder / f"stopped{number}")
+  shutil.rmtree(folder / "stopping")
+  _copied(scene.cache, folder / "cache")
+  (folder / "DONE").write_text("")
+  return scene
+
+
+@dataclasses.dataclass(frozen=True)
+class Flip:
+  """A byte of a file of one of the runs (`run`), or of the caches, by its place below the folder of these."""
+  run: str
+  cached: bool
+  file: str
+  at: int
+  mask: int
+
+
+def draw(scene: Scene, rng: random.Random) -> Flip:
+  """A random one."""
+  run = rng.choice([WHOLE, *(f"stopped{number}" for number in range(len(scene.stops)))])
+  found = [(cached, path) for cached, parent in ((False, scene.folder / run), (True, scene.folder / "cache"))
+           for path in sorted(parent.rglob("*")) if path.is_file() and path.stat().st_size and _is_read(parent, path)]
+  cached, path = rng.choice(found)
+  parent = scene.folder / ("cache" if cached else run)
+  return Flip(run, cached, str(path.relative_to(parent)), rng.randrange(path.stat().st_size), rng.randrange(1, 256))
+
+
+def outcome(scene: Scene, flip: Flip, whole: "Whole") -> tuple[str, str]:
+  """What became of a flip, and the line that was said of it."""
+  trial = _copied(scene.folder / flip.run, scene.folder / "trial")
+  _copied(scene.folder / "cache", scene.cache)
+  path = (scene.cache if flip.cached else trial) / flip.file
+  data = bytearray(path.read_bytes())
+  data[flip.at] ^= flip.mask
+  path.write_bytes(data)
+  return judged(scene, trial, whole)
+
+
+class Whole(NamedTuple):
+  """What a run that was never touched ends with, name and hash of each thing; what is read of it when it is done."""
+  files: set[str]
+  read: str
+
+
+def judged(scene: Scene, trial: pathlib.Path, whole: Whole) -> tuple[str, str]:
+  """The outcome of going on with a run whose files were changed, of an ended one of reading it."""
+  ended = (trial / "final.json").exists()
+  ran = _read(scene, "done", trial) if ended else forked.run(
+      "tests.small_run", scene.command(trial), scene.folder, PATIENCE)
+  said = next((line for line in [*ran.err.splitlines(), *ran.out.splitlines() * ended] if "damaged" in line), "")
+  if ran.code == 1 and "Traceback" not in ran.err and ran.err.splitlines()[-1].startswith("error: "):
+    return "told", ran.err.splitlines()[-1]
+  if ran.code != 0:
+    return "BROKEN", ran.err[-1500:]
+  if ended:
+    return ("told" if said else "harmless" if ran.out == whole.read else "SILENT"), said
+  if different := whole.files ^ set(_expect(_read(scene, "files", trial), 0).out.splitlines()):
+    if said and {line.split()[0] for line in different} == {"metrics"}:
+      return "told", said  # a line of a step that is over cannot be made again
+    return "SILENT", ", ".join(sorted(different)[:4])
+  return ("rebuilt" if said else "harmless"), said
+
+
+def unseen_defects(scene: Scene, whole: Whole) -> list[str]:
+  """The planted defects that are not seen, or seen where they are not."""
+  found = []
+  for name, defect in DEFECTS.items():
+    for planted in (False, True):
+      trial = _copied(scene.folder / _OF_DEFECT.get(name, "stopped0"), scene.folder / "trial")
+      _copied(scene.folder / "cache", scene.cache)
+      defect.change(trial)
+      with defect.plant() if planted else contextlib.nullcontext():
+        ended, said = judged(scene, trial, whole)
+      print(f"{name}{'' if planted else ', not planted'}: {ended}: {said[-300:]}", flush=True)
+      if ended not in (("SILENT", "BROKEN") if planted else (defect.without,)):
+        found.append(f"{name}{'' if planted else ', not planted'}: {ended}")
+  return found
+
+
+def reference(scene: Scene) -> Whole:
+  """Of the run that was never touched."""
+  trial = _copied(scene.folder / WHOLE, scene.folder / "trial")
+  _copied(scene.folder / "cache", scene.cache)
+  files, read = (_expect(_read(scene, what, trial), 0).out for what in ("files", "done"))
+  return Whole(set(files.splitlines()), read)
+
+
+def _read(scene: Scene, what: str, trial: pathlib.Path) -> forked.Ended:
+  return forked.run("benchmarks.reliability.reread", [what, str(trial)], scene.folder, PATIENCE)
+
+
+def _is_read(parent: pathlib.Path, path: pathlib.Path) -> bool:
+  parts = path.relative_to(parent).parts
+  return parts[0] not in _UNREAD and not any(part.endswith((".lock", ".owner", ".tmp")) for part in parts)
+
+
+def _copied(source: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
+  shutil.rmtree(target, ignore_errors=True)
+  return pathlib.Path(shutil.copytree(source, target))
+
+
+def _expect(ran: forked.Ended, code: int) -> forked.Ended:
+  if ran.code != code:
+    raise SystemExit(f"it ended with {ran.code}, wanted {code}: {ran.err[-2000:]}")
+  return ran
+
+
+def main() -> None:
+  """The command."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--folder", type=pathlib.Path, required=True, help="where runs and results go")
+  parser.add_argument("--count", type=int, default=300, help="flips in all")
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--stops", default=",".join(STOPS), help="where runs are stopped (default: %(default)s)")
+  parser.add_argument("--defects", action="store_true", help="plant defects too")
+  flags = parser.parse_args()
+  folder = flags.folder.absolute()
+  folder.mkdir(parents=True, exist_ok=True)
+  forked.prepare(folder / "compiled")
+  scene, results = make_scene(folder, tuple(flags.stops.split(","))), folder / "results.jsonl"
+  whole = reference(scene)
+  done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+  while len(done) < flags.count:
+    flip = draw(scene, random.Random(f"{flags.seed} {len(done)}"))
+    found, said = outcome(scene, flip, whole)
+    done.append({"outcome": found, "said": said, **dataclasses.asdict(flip)})
+    with results.open("a") as file:
+      file.write(json.dumps(done[-1]) + "\n")
+    print(f"{len(done)}: {found}: {flip.run}, {'cache, ' if flip.cached else ''}{flip.file}, byte {flip.at}: {said}",
+          flush=True)
+  counts = collections.Counter(row["outcome"] for row in done)
+  print(f"{len(done)} flips: " + ", ".join(f"{count} {name}" for name, count in sorted(counts.items())))
+  unseen = unseen_defects(scene, whole) if flags.defects else []
+  if flags.defects:
+    print(f"{len(DEFECTS)} defects: {'; '.join(unseen) or 'all seen'}")
+  sys.exit(bool(counts["SILENT"] + counts["BROKEN"]) or bool(unseen))
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,45 @@
+"""What a run holds, as text: for comparing in a process that a battery does not need afterwards.
+
+  python -m benchmarks.reliability.reread files DIR    every file and weight that must be the same, by its hash
+  python -m benchmarks.reliability.reread done DIR     what is read of a run that is done: its page, its standing, and
+                                                       the weights of its newest checkpoint
+"""
+
+import hashlib
+import os
+import pathlib
+import sys
+
+import jax
+import numpy as np
+
+from benchmarks.reliability.kills import files
+from policylong.errors import run_command
+from policylong.model.stored import open_model
+from policylong.report import __main__ as report
+from policylong.report.standing import standing
+from policylong.report.tables import read_run
+from policylong.status import text
+from policylong.storage.workdir import Workdir
+
+
+def main() -> None:
+  """Prints it."""
+  what, folder = sys.argv[1], pathlib.Path(sys.argv[2])
+  if what == "files":
+    for name, data in files(folder):
+      print(name, hashlib.sha256(data).hexdigest())
+    return
+  workdir = Workdir(folder)
+  run = read_run(workdir)
+  print(text(run, standing(run, workdir, 0.0)))
+  sys.argv[1:] = [f"--workdir={folder}"]
+  report.main()
+  print(workdir.page.read_text())
+  params = open_model(os.fspath(workdir.directory)).load(None, None)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    print(jax.tree_util.keystr(path), hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest())
+
+
+if __name__ == "__main__":
+  run_command(main)
