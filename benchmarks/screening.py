@@ -14,7 +14,7 @@ Then the same roots in ten orders, with the budget that scores three rows in ten
 the roots that it screened the budget found, and whether the probe's interval holds that share. Where the truth is
 known, what share of the positives holds it.
 
-Hardware: 2 CPU cores; ten minutes for the planted world, most of it the full verification.
+Hardware: 2 CPU cores; ten minutes for the planted world or a corpus of the demo, most of it the full verification.
 """
 
 import argparse
