@@ -250,8 +250,8 @@ def listed(directory: epath.Path) -> list[epath.Path]:
 
 
 # What a start writes before any work, by name.
-_FIRST = (_CONFIG, _CONFIG_SHA256, "origin.json", "base_model.json", "hub.json", "corpus.json", "wandb.json", "wandb",
-          "lock", "progress")
+_FIRST = (_CONFIG, _CONFIG_SHA256, "origin.json", "base_model.json", "hub.json", "corpus.json", "documents.json",
+          "wandb.json", "wandb", "lock", "progress")
 
 
 def _has_file(path: epath.Path) -> bool:
@@ -410,7 +410,7 @@ class Workdir:
 
   def _forget(self) -> None:
     """Removes what a start found of what its config named."""
-    for path in (self.base_model_json, self.hub_json, self.corpus_json):
+    for path in (self.base_model_json, self.hub_json, self.corpus_json, self.documents_json):
       path.unlink(missing_ok=True)
     for path in (self.model, self.sequences):
       if path.exists():
