@@ -57,6 +57,7 @@ def test_a_run_killed_at_random_ends_with_the_same_bytes(tmp_path):
   assert ended.returncode == 0 and "0 runs ended differently" in ended.stdout, ended.stdout + ended.stderr
 
 
+@pytest.mark.slow
 def test_planted_defects_are_seen_and_flipped_bytes_change_nothing_in_silence(tmp_path):
   ended = run("flips", tmp_path, "--count=2", "--stops=verify:3,training:3", "--defects")
   assert ended.returncode == 0 and "3 defects: all seen" in ended.stdout, ended.stdout + ended.stderr
