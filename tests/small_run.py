@@ -39,7 +39,7 @@ def small_config(folder: pathlib.Path):
   config.retrieval.index = "exact"
   config.screening.update({
       # More roots than a round needs, and fewer rows than they have.
-      "roots_per_round": 12, "roots_per_shard": 1, "budget": 4.0, "probe_share": 0.25, "root_tokens": 64,
+      "roots_per_round": 12, "roots_per_shard": 1, "budget": 5.0, "probe_share": 0.25, "root_tokens": 64,
       "min_root_tokens": 32, "skip_tokens": 16, "max_anchors_per_root": 4,
       "max_chunk_tokens": 64, "tokens_per_batch": 512, "control_chunks": 3, "epsilon_from_control": 0.25,
       # A random policy: nothing makes a token likelier.

@@ -1,5 +1,6 @@
 """Told by a signal or at its own end: a command's process is gone within a bound, with the right code."""
 
+import contextlib
 import pathlib
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 REPOSITORY = pathlib.Path(__file__).parents[1]
 PROGRAM = """
 import signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs inherit as ignored
 from policylong import ending
 from policylong.errors import UserError, run_command
 ending.GRACE, ending.LIMIT = 1.0, 1.0
@@ -46,9 +48,15 @@ THREAD = "threading.Thread(target=time.sleep, args=(30,)).start()"
 NATIVE_THREAD = "import ctypes; threading.Thread(target=ctypes.CDLL(None).usleep, args=(30_000_000,)).start()"
 
 
+@contextlib.contextmanager
 def start(main):
-  return subprocess.Popen([sys.executable, "-c", PROGRAM.format(main=main.strip())], stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
+  """A command that is gone when the test is over, however that ends."""
+  with subprocess.Popen([sys.executable, "-c", PROGRAM.format(main=main.strip())], stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE, text=True, cwd=REPOSITORY) as process:
+    try:
+      yield process
+    finally:
+      process.kill()
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -39,7 +39,7 @@ def cells():
   yield from {cells!r}
 
 def measure(workdir):
-  return {{"files": len(list(workdir.glob("rounds/*/sequences/*")))}}
+  return {{"files": len(list(workdir.glob("rounds/*/sequences/part-*")))}}
 '''
 
 

@@ -163,7 +163,7 @@ def test_screening_is_held_against_the_truth_as_counted_by_hand(tmp_path):
   tables.write(round_.table("negatives"), tables.from_records(Negative, [
       Negative("all/letter", chunk[name], chunk["b"], 0.5, i) for i, name in enumerate("acdd")]))
   rates = {name: {"rate": 0.25} for name in ("own", "control")}
-  write_json(round_.done_path, {"acceptance": rates, "epsilon": 0.4, "mean_gain": 0.65, "positives": 2,
+  write_json(round_.done_path, {"files": {}, "acceptance": rates, "epsilon": 0.4, "mean_gain": 0.65, "positives": 2,
                                 "offpolicy": None, "anchors_per_root": 2.0})
   write_json(Workdir(tmp_path / "run").final_json, {"offpolicy": {"share": 0.5}})
   found = truth.measure(tmp_path / "run", tmp_path)

@@ -16,7 +16,7 @@ _CHECKSUM = "checksum"
 
 def line(value: dict[str, Any]) -> str:
   """A value as a line with its checksum in it."""
-  return json.dumps({**value, _CHECKSUM: _checksum(value)}, allow_nan=False) + "\n"
+  return json.dumps({**value, _CHECKSUM: _checksum(value)}) + "\n"
 
 
 def value(text: str | bytes) -> dict[str, Any]:

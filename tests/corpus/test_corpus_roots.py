@@ -167,7 +167,7 @@ def test_another_process_draws_the_same(speeches, tokenizer, tmp_path):
   code = ("import pathlib, numpy as np; from policylong.corpus.roots import sample_documents\n"
           "from policylong.randomness import generator\n"
           "from policylong.corpus.store import Corpus\n"
-          f"corpus = Corpus(pathlib.Path({str(speeches._directory)!r}))\n"
+          f"corpus = Corpus(pathlib.Path({str(speeches._blocks._folder)!r}))\n"
           "print(sample_documents(corpus, seed=5, round_index=1, count=4, sources=()),"
           " generator(5, 'root', 'x').permutation(9).tolist())")
   outputs = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,

@@ -8,6 +8,7 @@ import pytest
 
 from policylong import index as command
 from policylong.errors import UserError
+from policylong.storage.workdir import write_json
 
 STORIES = {
     "canal": "The canal was dug by hand through nine miles of clay.",
@@ -73,6 +74,9 @@ def test_mistakes_are_one_sentence(built, monkeypatch, tmp_path):
       run(monkeypatch, *bad)
     assert stopped.value.code == 2
   (built / "index.json").write_text("{}")
+  with pytest.raises(UserError, match="is damaged"):
+    run(monkeypatch, "search", f"--index={built}", "--query=x")
+  write_json(built / "index.json", {})
   with pytest.raises(UserError, match="does not hold the settings"):
     run(monkeypatch, "search", f"--index={built}", "--query=x")
 
