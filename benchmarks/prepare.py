@@ -1,6 +1,6 @@
 """A million dirty documents through `python -m policylong.prepare`: what is found, how fast, in how much memory.
 
-  .venv/prepare/bin/python -m benchmarks.prepare --directory=/tmp/million [--documents=1000000] [--kill]
+  .venv/prepare/bin/python -m benchmarks.prepare --directory=runs/million [--documents=1000000] [--kill]
 
 Makes its input once (1.1 GB for a million, the same each time): documents of 60 to 250 words of an invented language in
 JSONL, 20,000 a file. One record in a hundred is bad, in four ways in turn. One in twenty is a copy of an earlier one

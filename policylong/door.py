@@ -18,9 +18,10 @@ from policylong import config as config_lib
 from policylong import paths
 from policylong.devices import hosts
 from policylong.errors import UserError
+from policylong.retrieval import memory
 from policylong.retrieval.embedders import embedder_dim
-from policylong.retrieval.memory import available_bytes
 from policylong.retrieval.pieces import index_memory
+from policylong.retrieval.store import check_memory
 from policylong.storage.workdir import Workdir
 from policylong.training.state import TrainState
 
@@ -87,9 +88,7 @@ def check_index(config: config_lib.Retrieval, chunks: int, cache_dir: str) -> No
   found = [path for kind in ("rows-*", "index-*") for path in paths.local(cache_dir).glob(kind) if path.is_dir()]
   check_disks([Disk("corpus.cache_dir", cache_dir, [
       Need(f"the index of {chunks:,} chunks:", max(0, needed.disk - sum(map(size_of, found))))])])
-  search = Need(f"the index of {chunks:,} chunks, searched:", needed.search)
-  build = Need(f"the index of {chunks:,} chunks, built:", needed.build)
-  check_host_memory([search if found or needed.search > needed.build else build])
+  check_memory(config, chunks, embedder_dim(config), built=bool(found))
 
 
 def check_disks(disks: Sequence[Disk]) -> None:
@@ -117,7 +116,7 @@ def check_host_memory(needs: Sequence[Need]) -> None:
   Raises:
     UserError: it does not.
   """
-  free = available_bytes()
+  free = memory.available_bytes()
   if (wanted := _total(needs)) > free:
     raise UserError(f"at least {in_units(wanted)} of the host's memory are needed at once ({_listed(needs)}), and "
                     f"{in_units(free)} are free: take a machine or a container with more, or more hosts")

@@ -8,6 +8,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 
 import pytest
 
+from policylong import config as config_lib
 from policylong import ending
 from policylong.material import missing_in
 
@@ -21,3 +22,12 @@ def material() -> pathlib.Path:
   if missing := missing_in(MATERIAL):
     pytest.fail(f"{MATERIAL} lacks {', '.join(package.pin for package in missing)}: run `make material`")
   return MATERIAL
+
+
+@pytest.fixture
+def source():
+  """A source of a config, by its kind and path."""
+  def make(kind, path, *, name="s", id_field="id", text_field="text", split="train"):
+    return config_lib.Source(name=name, kind=kind, path=str(path), id_field=id_field, text_field=text_field,
+                             split=split)
+  return make

@@ -306,7 +306,7 @@ def fields(world: World) -> Iterator[Case]:
     "a cache with a zero byte": "config.corpus.cache_dir = 'a\\0b'",
     "a cache below a file": "config.corpus.cache_dir = __file__ + '/cache'",
     "a cache that is a file": "config.corpus.cache_dir = __file__",
-    "a cache too long": "config.corpus.cache_dir = '/tmp/' + 300 * 'x'",
+    "a cache too long": "config.corpus.cache_dir = 300 * 'x'",
     "a cache that the system keeps": "config.corpus.cache_dir = '/proc/cache'",
     "an embedder's folder that is not there": "config.retrieval.embedder = 'minilm'",
     "a model that is a list": "config.model.path = ['a']",

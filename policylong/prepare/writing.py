@@ -21,6 +21,7 @@ from policylong.errors import UserError
 from policylong.prepare import duplicates, reading
 from policylong.prepare.layout import write_whole
 from policylong.prepare.plan import FORMAT, Plan, Shard, by_shard, shards_of, unit_name
+from policylong.storage.checksums import sha256_of_file
 from policylong.storage.workdir import write_json
 
 # Characters that were read for an output shard.
@@ -332,9 +333,3 @@ class _Sink:
       self._beside.replace(self._path)
     else:
       os.unlink(self._made)
-
-
-def sha256_of_file(path: epath.Path) -> str:
-  """The sha256 of a file on any storage."""
-  with path.open("rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,19 +6,7 @@ import os
 import pathlib
 
 from policylong.errors import UserError
-
-
-def sha256_of(path: str | os.PathLike) -> str:
-  """The sha256 of a file, as hex digits.
-
-  Raises:
-    UserError: the file cannot be read.
-  """
-  try:
-    with open(path, "rb") as file:
-      return hashlib.file_digest(file, "sha256").hexdigest()
-  except OSError as error:
-    raise UserError(f"{path} cannot be read ({error.strerror}); give a path that exists") from error
+from policylong.storage.checksums import sha256_of_file
 
 
 def checked_sha256(path: str | os.PathLike, wanted: str) -> str:
@@ -27,7 +15,7 @@ def checked_sha256(path: str | os.PathLike, wanted: str) -> str:
   Raises:
     UserError: the file cannot be read or is another one.
   """
-  found = sha256_of(path)
+  found = sha256_of_file(path)
   if wanted and found != wanted.lower():
     raise UserError(f"{path} has sha256 {found}, wanted {wanted} (embedder_sha256; '' for no check): it is not used")
   return found
@@ -40,4 +28,4 @@ def version_of(**settings: str | int | float | None) -> str:
 
 def total_sha256(paths: list[pathlib.Path]) -> str:
   """The sha256 over the hashes of several files, in the given order."""
-  return hashlib.sha256("".join(sha256_of(path) for path in paths).encode()).hexdigest()
+  return hashlib.sha256("".join(sha256_of_file(path) for path in paths).encode()).hexdigest()

@@ -26,7 +26,8 @@ from policylong.devices import elementwise
 from policylong.errors import UserError
 from policylong.model.vocabulary import check_ids
 from policylong.retrieval.buckets import Encoder, encode_in_buckets
-from policylong.retrieval.files import checked_sha256, sha256_of, version_of
+from policylong.retrieval.files import checked_sha256, version_of
+from policylong.storage.checksums import sha256_of_file
 
 # our name -> (names in the checkpoint, concatenated on the output axis; whether they are matrices [out, in])
 _LAYER = {
@@ -92,7 +93,7 @@ class MiniLM:
     check_ids(self._tokenizer.get_vocab(), self._config.vocab_size, path)
     self._max_tokens, self._batch = max_tokens, batch
     self.dim = self._config.hidden_size
-    self.version = version_of(kind="minilm", weights=weights, tokenizer=sha256_of(path / "tokenizer.json"),
+    self.version = version_of(kind="minilm", weights=weights, tokenizer=sha256_of_file(path / "tokenizer.json"),
                               dim=self.dim, max_tokens=max_tokens, pooling="mean", dtype=dtype)
 
   def embed_documents(self, texts: Sequence[str]) -> np.ndarray:

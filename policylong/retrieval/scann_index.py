@@ -16,8 +16,8 @@ from scann.scann_ops.py import scann_builder, scann_ops_pybind
 
 from policylong.errors import Damaged, UserError
 from policylong.retrieval.exact import ExactIndex
-from policylong.retrieval.files import sha256_of
 from policylong.retrieval.index import checked_queries, checked_rows, nothing
+from policylong.storage.checksums import sha256_of_file
 from policylong.storage.workdir import read_json, write_json
 
 # Below, comparing all rows is as fast as a tree.
@@ -131,7 +131,7 @@ class ScannIndex:
     write_json(directory / _MANIFEST, {
         "kind": "scann", "of": of, "rows": self.num_rows, "dim": self.dim, "leaves": self.leaves,
         "leaves_to_search": self.leaves_to_search,
-        "files": {path.name: sha256_of(path) for path in sorted(directory.iterdir())}})
+        "files": {path.name: sha256_of_file(path) for path in sorted(directory.iterdir())}})
 
   @classmethod
   def load(cls, directory: str | os.PathLike, of: str) -> "ScannIndex":
@@ -158,7 +158,7 @@ class ScannIndex:
       raise Damaged(directory, f"it holds {', '.join(sorted(found))}, and its manifest lists "
                                f"{', '.join(sorted(wanted))}", _REMEDY)
     for name, sha256 in wanted.items():
-      if (actual := sha256_of(directory / name)) != sha256:
+      if (actual := sha256_of_file(directory / name)) != sha256:
         raise Damaged(directory / name, f"it has sha256 {actual}, wanted {sha256}", _REMEDY)
     curve = read_json(directory / _CURVE)["curve"]
     return cls(scann_ops_pybind.load_searcher(str(directory), assets_backcompat_shim=False), rows, dim, leaves,

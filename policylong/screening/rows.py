@@ -54,7 +54,7 @@ def choose_rows(config: config_lib.Screening, roots: pa.Table, anchors: Sequence
   if plan is not None and count:
     numbers = dict(zip(roots["doc_id"].to_pylist(), roots["number"].to_pylist()))
     probe = np.array([budget.is_probe(numbers[doc_id], config.probe_share) for doc_id in columns["doc_id"]])
-    # Beyond the anchors that retrieved it a chunk seldom passes, and what is read up to there costs twice as much.
+    # At anchors that did not retrieve it a chunk seldom passes, and they may lie far on (docs/screening.md).
     columns["anchors"] = np.where(probe, anchors_of, within)
     values = _features(config, anchors, pairs, proposals)
     promise = np.where(control, math.nan, plan.promise(values))
@@ -93,11 +93,11 @@ def _features(config: config_lib.Screening, anchors: Sequence[Anchor], pairs: Se
   return result
 
 
-def _chosen(roots: pa.Table, columns: dict, within: np.ndarray, probe: np.ndarray, promise: np.ndarray, rate: float,
+def _chosen(roots: pa.Table, columns: dict, shortest: np.ndarray, probe: np.ndarray, promise: np.ndarray, rate: float,
             filling: Filling) -> np.ndarray:
   """bool[rows]: the rule's choice among the retrieved rows, also for the roots of the probe.
 
-  `within`: int[rows], the tokens of a row that ends at the last anchor that retrieved its chunk.
+  `shortest`: int[rows], the tokens of a row that ends at the last anchor that retrieved its chunk.
   """
   control, tokens = columns["control"], columns["tokens"]
   number = {doc_id: i for i, doc_id in enumerate(roots["doc_id"].to_pylist())}
@@ -109,7 +109,7 @@ def _chosen(roots: pa.Table, columns: dict, within: np.ndarray, probe: np.ndarra
   alone = np.zeros(len(number))
   np.maximum.at(alone, root, tokens - columns["chunk_tokens"])
   retrieved = np.flatnonzero(~control)
-  rows = budget.Rows(root[retrieved], within[retrieved], columns["chunk_tokens"][retrieved], promise[retrieved],
+  rows = budget.Rows(root[retrieved], shortest[retrieved], columns["chunk_tokens"][retrieved], promise[retrieved],
                      probe[retrieved], root_tokens, fixed + alone)
   chosen = np.zeros(len(root), bool)
   chosen[retrieved] = budget.choose(rows, rate, filling)

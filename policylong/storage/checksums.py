@@ -1,4 +1,4 @@
-"""What files hold, as one number: sha256 by all cores.
+"""What files hold, as one number: sha256, of several files by all cores.
 
 Sizes and times of files say nothing sure of their bytes, so all bytes are read, once each time that a command asks:
 0.8 to 2 GB/s a core, so that the disk is what is waited for (the 15 GB of a model of 7B take some seconds, and lie in
@@ -11,10 +11,25 @@ import os
 import pathlib
 from collections.abc import Sequence
 
+from etils import epath
+
 from policylong.errors import Damaged, UserError
 
 _BLOCK = 64 << 20
 _SHA256_BYTES = 32
+
+
+def sha256_of_file(path: str | os.PathLike) -> str:
+  """sha256 of a file's bytes, on any storage.
+
+  Raises:
+    UserError: it cannot be read.
+  """
+  try:
+    with epath.Path(path).open("rb") as file:
+      return hashlib.file_digest(file, "sha256").hexdigest()
+  except OSError as error:
+    raise UserError(f"{path} cannot be read ({error.strerror}); give a path that exists") from error
 
 
 def sha256_of_files(files: Sequence[str | os.PathLike]) -> str:

@@ -4,17 +4,16 @@ For what others write and read, and no checksum can be put into: array_record, O
 """
 
 import concurrent.futures
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 
 from etils import epath
 
 from policylong.errors import Damaged
+from policylong.storage.checksums import sha256_of_file
 from policylong.storage.workdir import read_json, write_json
 
 NAME = "MANIFEST.json"
-_PIECE = 1 << 20
 
 
 def _all(name: str) -> bool:
@@ -25,7 +24,8 @@ def write(folder: epath.PathLike, wanted: Callable[[str], bool] = _all) -> None:
   """Writes the manifest of all files below `folder`, or of those that are `wanted`, by their names from there.
 
   Raises:
-    OSError: a file cannot be read, or the disk is full.
+    UserError: a file cannot be read.
+    OSError: the disk is full.
   """
   folder = epath.Path(folder)
   names = [name for name in _names(folder) if wanted(name)]
@@ -67,15 +67,4 @@ def _names(folder: epath.Path) -> list[str]:
 def _hashed(paths: Sequence[epath.Path]) -> list[str | None]:
   """sha256 of each file by all cores; None of one that is missing."""
   with concurrent.futures.ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
-    return list(pool.map(_sha256, paths))
-
-
-def _sha256(path: epath.Path) -> str | None:
-  digest = hashlib.sha256()
-  try:
-    with path.open("rb") as file:
-      while data := file.read(_PIECE):
-        digest.update(data)
-  except FileNotFoundError:
-    return None
-  return digest.hexdigest()
+    return list(pool.map(lambda path: sha256_of_file(path) if path.exists() else None, paths))

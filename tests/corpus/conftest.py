@@ -17,14 +17,6 @@ def make_config(tmp_path):
   return make
 
 
-@pytest.fixture
-def source():
-  def make(kind, path, *, name="s", id_field="id", text_field="text", split="train"):
-    return config_lib.Source(name=name, kind=kind, path=str(path), id_field=id_field, text_field=text_field,
-                             split=split)
-  return make
-
-
 @pytest.fixture(scope="session")
 def tokenizer(material):
   """Byte-level BPE of 1,000 tokens: rare characters are spelt by several tokens."""

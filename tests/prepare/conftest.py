@@ -41,14 +41,6 @@ def corpus(tmp_path):
 
 
 @pytest.fixture
-def source():
-  def make(kind, path, *, name="s", id_field="id", text_field="text", split="train"):
-    return config_lib.Source(name=name, kind=kind, path=str(path), id_field=id_field, text_field=text_field,
-                             split=split)
-  return make
-
-
-@pytest.fixture
 def prepare(monkeypatch):
   """`preparation.prepare` whose units are done here; `order` puts them in another one."""
   def run(config, *, near_duplicates=0.7, benchmarks=(), order=list, do=None):

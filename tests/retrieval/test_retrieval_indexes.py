@@ -276,7 +276,7 @@ def test_a_folder_that_is_not_as_it_was_written_is_never_loaded(tmp_path):
   with pytest.raises(Damaged, match=r"scann_docids.pkl.*manifest lists"):
     ScannIndex.load(folder, "the rows")
   manifest = json.loads((folder / "MANIFEST.json").read_text())
-  manifest["files"]["scann_docids.pkl"] = scann_index.sha256_of(folder / "scann_docids.pkl")
+  manifest["files"]["scann_docids.pkl"] = scann_index.sha256_of_file(folder / "scann_docids.pkl")
   (folder / "MANIFEST.json").write_text(json.dumps(manifest))
   with pytest.raises(Damaged, match="build the index again"):  # not even if the manifest lists it
     ScannIndex.load(folder, "the rows")
