@@ -194,6 +194,10 @@ class _Stages:
       step = self.trainer.start_step(max(1, round_.index - self.config.max_staleness))
       if newest > step and not hosts.agreed(round_.screened_path.exists()):
         self.prepare(round_, self.state_at(step))
+    for index in range(self.config.rounds + 1):
+      step = self.trainer.start_step(index + 1)
+      if newest > step and not self.evaluation.done(index):
+        self.evaluate(index, self.state_at(step))
 
   def newest_state(self) -> TrainState:
     """The newest checkpoint, or the base model before the first step."""

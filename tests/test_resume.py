@@ -161,17 +161,26 @@ def test_the_base_model_and_each_rounds_policy_are_evaluated_on_the_same_tokens(
   assert b"evaluation/position_loss/256" in board
 
 
-def test_a_round_that_is_done_and_whose_last_checkpoint_is_lost_is_trained_again(runs, tmp_path):
+def test_what_was_lost_of_rounds_that_are_over_is_made_again_by_the_policy_that_made_it(runs, tmp_path):
+  """The last checkpoint, so that its round is trained again, and benchmarks of the base model beside a newer policy."""
   config, whole, _ = runs
-  shutil.copytree(whole, tmp_path / "lost")
-  shutil.rmtree(tmp_path / "lost" / "checkpoints" / "8")
-  (tmp_path / "lost" / "final.json").unlink()
-  again = run_main(config, tmp_path / "lost")
+  lost = tmp_path / "lost"
+  shutil.copytree(whole, lost)
+  shutil.rmtree(lost / "checkpoints" / "8")
+  (lost / "final.json").unlink()
+  for path in (lost / "rounds/0/evaluation/results.json", *(lost / "rounds/0/evaluation/nlls").iterdir()):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+  again = run_main(config, lost)
   assert again.returncode == 0, again.stderr[-3000:]
-  (step, wanted), (other, found) = _leaves(whole), _leaves(tmp_path / "lost")
+  assert "results.json is damaged" in again.stderr and ".npy is damaged" in again.stderr
+  (step, wanted), (other, found) = _leaves(whole), _leaves(lost)
   assert step == other == 8
   assert [name for name, leaf in wanted.items() if leaf.tobytes() != found[name].tobytes()] == []
-  assert (tmp_path / "lost" / "final.json").read_bytes() == (whole / "final.json").read_bytes()
+  assert (lost / "final.json").read_bytes() == (whole / "final.json").read_bytes()
+  for pattern in ("rounds/*/*.json", "rounds/*/evaluation/**/*.*"):
+    assert _files(lost, pattern) == _files(whole, pattern)
 
 
 def test_a_second_run_does_nothing_and_says_so(runs):

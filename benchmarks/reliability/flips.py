@@ -1,14 +1,16 @@
 """A byte of a file is flipped, in a run, its caches or its checkpoints: nothing may change in silence.
 
-  python -m benchmarks.reliability.flips --folder=runs/flips [--count=300] [--seed=0] [--defects]
+  python -m benchmarks.reliability.flips --folder=runs/flips [--count=300] [--seed=0] [--cold=10] [--defects]
 
 A small run is stopped at each of `STOPS`, and once left to its end. For each flip one of these is copied, a random byte
 of a random file of it or of the caches is changed, and the command that would read it is started: a stopped run goes on
-to its end, of an ended one the page is written and the newest checkpoint is loaded. The outcome is one of
+to its end, of an ended one the page is written and the newest checkpoint is loaded. Most starts are copies of one
+process that has imported the libraries (`forked`), every `--cold`-th one is a process of its own. The outcome is one of
 
   told      it ended with one sentence and code 1, or a line says what is left out
   rebuilt   it ended well, with a line about the damage, and with the bytes of a run that was never touched
   harmless  it ended well, with the same bytes, and without a line: nobody read the byte, or it says nothing
+  unread    it ended well, and all but the changed file is the same: nobody read that, and its reader would tell
   SILENT    it ended well, and something is not the same
   BROKEN    a stack trace, or no end
 
@@ -28,8 +30,9 @@ import shutil
 import sys
 from typing import NamedTuple
 
-from benchmarks.reliability import forked
+from benchmarks.reliability import forked, readers
 from benchmarks.reliability.defects import DEFECTS
+from policylong.errors import Damaged
 
 # "stage:n", of tests.small_run: in turn, in one working directory. Shards are half done at the first one, and training
 # of the first round is at the second.
@@ -95,7 +98,7 @@ def draw(scene: Scene, rng: random.Random) -> Flip:
   return Flip(run, cached, str(path.relative_to(parent)), rng.randrange(path.stat().st_size), rng.randrange(1, 256))
 
 
-def outcome(scene: Scene, flip: Flip, whole: "Whole") -> tuple[str, str]:
+def outcome(scene: Scene, flip: Flip, whole: "Whole", cold: bool) -> tuple[str, str]:
   """What became of a flip, and the line that was said of it."""
   trial = _copied(scene.folder / flip.run, scene.folder / "trial")
   _copied(scene.folder / "cache", scene.cache)
@@ -103,7 +106,7 @@ def outcome(scene: Scene, flip: Flip, whole: "Whole") -> tuple[str, str]:
   data = bytearray(path.read_bytes())
   data[flip.at] ^= flip.mask
   path.write_bytes(data)
-  return judged(scene, trial, whole)
+  return judged(scene, trial, whole, cold, "" if flip.cached else flip.file)
 
 
 class Whole(NamedTuple):
@@ -112,23 +115,42 @@ class Whole(NamedTuple):
   read: str
 
 
-def judged(scene: Scene, trial: pathlib.Path, whole: Whole) -> tuple[str, str]:
-  """The outcome of going on with a run whose files were changed, of an ended one of reading it."""
+def judged(scene: Scene, trial: pathlib.Path, whole: Whole, cold: bool = False, changed: str = "") -> tuple[str, str]:
+  """The outcome of going on with a run one of whose files was `changed`, of an ended one of reading it."""
   ended = (trial / "final.json").exists()
-  ran = _read(scene, "done", trial) if ended else forked.run(
+  ran = _read(scene, "done", trial, cold) if ended else (forked.start if cold else forked.run)(
       "tests.small_run", scene.command(trial), scene.folder, PATIENCE)
-  said = next((line for line in [*ran.err.splitlines(), *ran.out.splitlines() * ended] if "damaged" in line), "")
+  said = _of_damage([*ran.err.splitlines(), *ran.out.splitlines() * ended])
   if ran.code == 1 and "Traceback" not in ran.err and ran.err.splitlines()[-1].startswith("error: "):
     return "told", ran.err.splitlines()[-1]
   if ran.code != 0:
     return "BROKEN", ran.err[-1500:]
   if ended:
     return ("told" if said else "harmless" if ran.out == whole.read else "SILENT"), said
-  if different := whole.files ^ set(_expect(_read(scene, "files", trial), 0).out.splitlines()):
-    if said and {line.split()[0] for line in different} == {"metrics"}:
+  if different := whole.files ^ set(_expect(_read(scene, "told", trial), 0).out.splitlines()):
+    names = {line.split()[0] for line in different}
+    if said and names == {"metrics"}:
       return "told", said  # a line of a step that is over cannot be made again
+    if names == {changed} and _is_told(trial / changed):
+      return "unread", said
     return "SILENT", ", ".join(sorted(different)[:4])
   return ("rebuilt" if said else "harmless"), said
+
+
+def _is_told(path: pathlib.Path) -> bool:
+  """Whether its reader says that a file is damaged."""
+  try:
+    readers.read(path)
+  except Damaged:
+    return True
+  return False
+
+
+def _of_damage(lines: list[str]) -> str:
+  """What is first said of damage, without the rest of its line: the page has long ones."""
+  line = next((line for line in lines if "damaged" in line), "")
+  at = line.find("damaged")
+  return line[max(0, at - 200):at + 200]
 
 
 def unseen_defects(scene: Scene, whole: Whole) -> list[str]:
@@ -151,12 +173,13 @@ def reference(scene: Scene) -> Whole:
   """Of the run that was never touched."""
   trial = _copied(scene.folder / WHOLE, scene.folder / "trial")
   _copied(scene.folder / "cache", scene.cache)
-  files, read = (_expect(_read(scene, what, trial), 0).out for what in ("files", "done"))
+  files, read = (_expect(_read(scene, what, trial), 0).out for what in ("told", "done"))
   return Whole(set(files.splitlines()), read)
 
 
-def _read(scene: Scene, what: str, trial: pathlib.Path) -> forked.Ended:
-  return forked.run("benchmarks.reliability.reread", [what, str(trial)], scene.folder, PATIENCE)
+def _read(scene: Scene, what: str, trial: pathlib.Path, cold: bool = False) -> forked.Ended:
+  return (forked.start if cold else forked.run)(
+      "benchmarks.reliability.reread", [what, str(trial)], scene.folder, PATIENCE)
 
 
 def _is_read(parent: pathlib.Path, path: pathlib.Path) -> bool:
@@ -182,6 +205,7 @@ def main() -> None:
   parser.add_argument("--count", type=int, default=300, help="flips in all")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--stops", default=",".join(STOPS), help="where runs are stopped (default: %(default)s)")
+  parser.add_argument("--cold", type=int, default=10, help="every so-manieth is started as a process of its own")
   parser.add_argument("--defects", action="store_true", help="plant defects too")
   flags = parser.parse_args()
   folder = flags.folder.absolute()
@@ -192,14 +216,16 @@ def main() -> None:
   done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
   while len(done) < flags.count:
     flip = draw(scene, random.Random(f"{flags.seed} {len(done)}"))
-    found, said = outcome(scene, flip, whole)
-    done.append({"outcome": found, "said": said, **dataclasses.asdict(flip)})
+    cold = len(done) % flags.cold == flags.cold - 1
+    found, said = outcome(scene, flip, whole, cold)
+    done.append({"outcome": found, "said": said, "cold": cold, **dataclasses.asdict(flip)})
     with results.open("a") as file:
       file.write(json.dumps(done[-1]) + "\n")
-    print(f"{len(done)}: {found}: {flip.run}, {'cache, ' if flip.cached else ''}{flip.file}, byte {flip.at}: {said}",
-          flush=True)
+    print(f"{len(done)}: {found}{' (cold)' * cold}: {flip.run}, {'cache, ' * flip.cached}{flip.file}, byte {flip.at}: "
+          f"{said}", flush=True)
   counts = collections.Counter(row["outcome"] for row in done)
-  print(f"{len(done)} flips: " + ", ".join(f"{count} {name}" for name, count in sorted(counts.items())))
+  print(f"{len(done)} flips, {sum(row['cold'] for row in done)} of them cold starts: "
+        + ", ".join(f"{count} {name}" for name, count in sorted(counts.items())))
   unseen = unseen_defects(scene, whole) if flags.defects else []
   if flags.defects:
     print(f"{len(DEFECTS)} defects: {'; '.join(unseen) or 'all seen'}")

@@ -9,6 +9,7 @@ import pathlib
 import resource
 import runpy
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -17,6 +18,7 @@ from typing import NamedTuple, NoReturn
 
 import jax
 
+REPOSITORY = pathlib.Path(__file__).parents[2]
 # What commands import after their flags; no module that is run itself.
 LIBRARIES = ("transformers", "orbax.checkpoint", "grain", "pyarrow.parquet", "scann", "policylong.loop",
              "policylong.sft.tuning", "policylong.model.stored", "policylong.commands.run",
@@ -74,6 +76,18 @@ def run(module: str, arguments: list[str], folder: pathlib.Path, patience: float
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
   return Ended(code, time.monotonic() - begin, *(path.read_text(errors="replace") for path in (out, err)), child)
+
+
+def start(module: str, arguments: list[str], folder: pathlib.Path, patience: float) -> Ended:
+  """As `run`, in a process of its own, as a person would start it; nothing that others compiled is taken."""
+  del folder
+  begin = time.monotonic()
+  try:
+    ended = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, timeout=patience,
+                           cwd=REPOSITORY, stdin=subprocess.DEVNULL, errors="replace")
+  except subprocess.TimeoutExpired as error:
+    return Ended(None, time.monotonic() - begin, str(error.stdout), str(error.stderr))
+  return Ended(ended.returncode, time.monotonic() - begin, ended.stdout, ended.stderr)
 
 
 def group_is_gone(child: Ended) -> bool:

@@ -15,12 +15,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 
 from benchmarks.reliability import cases_config, cases_data, forked
 from benchmarks.reliability.world import Case, World
 
-REPOSITORY = pathlib.Path(__file__).parents[2]
 # Seconds that a hostile input may take.
 PATIENCE = 120
 
@@ -63,13 +61,7 @@ def run(case: Case, world: World, real: bool = False) -> forked.Ended:
       ended = forked.run(case.module, arguments, folder, PATIENCE)
       # A copy may inherit a lock that a thread of a library holds, and lacks that thread: the copy's fault alone.
       return run(case, world, real=True) if ended.code == -6 and "mutex.cc" in ended.err else ended
-    begin = time.monotonic()
-    try:
-      ended = subprocess.run([sys.executable, "-m", case.module, *arguments], capture_output=True, text=True,
-                             timeout=PATIENCE, cwd=REPOSITORY, stdin=subprocess.DEVNULL, errors="replace")
-    except subprocess.TimeoutExpired as error:
-      return forked.Ended(None, time.monotonic() - begin, str(error.stdout), str(error.stderr))
-    return forked.Ended(ended.returncode, time.monotonic() - begin, ended.stdout, ended.stderr)
+    return forked.start(case.module, arguments, folder, PATIENCE)
 
 
 def main() -> None:
@@ -84,7 +76,8 @@ def main() -> None:
   flags = parser.parse_args()
   folder = flags.folder.absolute()
   # In a process of its own: copies of this one must not inherit devices that are set up, or their threads.
-  subprocess.run([sys.executable, "-m", "benchmarks.reliability.world", folder / "world"], check=True, cwd=REPOSITORY)
+  subprocess.run([sys.executable, "-m", "benchmarks.reliability.world", folder / "world"], check=True,
+                 cwd=forked.REPOSITORY)
   world = World(folder / "world")
   cases = chosen(world, flags.count, flags.seed, flags.only)
   if flags.list:

@@ -1,13 +1,16 @@
 """A three-round run is killed at random, again and again, and must end with the bytes of one that never was.
 
-  python -m benchmarks.reliability.kills --folder=runs/kills [--kills=200] [--seed=0] [--processes=1]
+  python -m benchmarks.reliability.kills --folder=runs/kills [--kills=200] [--seed=0] [--processes=1] [--cold=5]
 
-Each run is killed (SIGKILL, all its processes at once) after a random part of the time that a whole one takes, cold
-start and compiling included, then started again and killed again, until it gets to its end; then its files are
-compared and the next run begins. What was done is kept in FOLDER/results.jsonl, so that an interrupted battery goes on.
+Each run begins without corpus and index, is killed (SIGKILL, all its processes at once) after a random part of the
+time that a whole one takes, then started again and killed again, until it gets to its end; then its files are compared
+and the next run begins. Every `--cold`-th start is a process of its own, that imports and compiles all anew, the others
+are copies of one process that has imported the libraries, and take what was compiled before (`forked`); of several
+processes each start is cold. What was done is kept in FOLDER/results.jsonl, so that an interrupted battery goes on.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import pathlib
@@ -21,7 +24,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks.reliability.world import make_world
+from benchmarks.reliability import forked
 from tests.devices.test_hosts import SETTINGS, free_address
 from tests.test_resume import REPOSITORY, _leaves
 
@@ -32,32 +35,24 @@ FLAGS = ("--config.rounds=3", "--config.training.steps_per_round=2", "--config.t
 _TIMED = ("progress", "lock", "tensorboard", "report")
 # Killed at most so often, a run is left to end.
 _KILLS_A_RUN = 12
+# Seconds within which a run that nobody kills must end.
+_PATIENCE = 1800.0
 
 
-def start(folder: pathlib.Path, world: pathlib.Path, processes: int, log: pathlib.Path) -> list[subprocess.Popen]:
-  """Starts or resumes the run in `folder`."""
+def start(flags: list[str], processes: int, log: pathlib.Path) -> list[subprocess.Popen]:
+  """Starts or resumes a run in processes of their own."""
   environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
   address = free_address()
   started = []
   for process in range(processes):
-    flags = [*FLAGS, *(f"--config.{name}={value}" for name, value in SETTINGS.items() if name.startswith("mesh"))] if (
-        processes > 1) else [*FLAGS]
+    more = [*FLAGS]
     if processes > 1:
-      flags += [f"--coordinator_address={address}", f"--num_processes={processes}", f"--process_id={process}"]
+      more += [f"--config.{name}={value}" for name, value in SETTINGS.items() if name.startswith("mesh")]
+      more += [f"--coordinator_address={address}", f"--num_processes={processes}", f"--process_id={process}"]
     with log.with_suffix(f".{process}").open("w") as output:
-      command = [sys.executable, "-m", "tests.small_run", "", f"--config={world / 'small.py'}", f"--workdir={folder}"]
-      started.append(subprocess.Popen(
-          [*command, *flags], cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, stderr=output))
+      started.append(subprocess.Popen([sys.executable, "-m", "tests.small_run", "", *flags, *more], cwd=REPOSITORY,
+                                      env=environment, stdout=subprocess.DEVNULL, stderr=output))
   return started
-
-
-def finish(started: list[subprocess.Popen], log: pathlib.Path, patience: float = 1800) -> float:
-  """Waits until the run is done; returns how long that took."""
-  begin = time.monotonic()
-  for number, process in enumerate(started):
-    if code := process.wait(patience):
-      raise SystemExit(f"the run ended with {code}: {log.with_suffix(f'.{number}').read_text()[-2000:]}")
-  return time.monotonic() - begin
 
 
 def files(folder: pathlib.Path) -> Iterator[tuple[str, bytes]]:
@@ -75,28 +70,71 @@ def files(folder: pathlib.Path) -> Iterator[tuple[str, bytes]]:
     yield name, np.asarray(leaf).tobytes()
 
 
-def differences(whole: dict[str, bytes], folder: pathlib.Path) -> list[str]:
-  """The names of what is not the same in both."""
-  found = dict(files(folder))
-  return sorted(name for name in whole.keys() | found.keys() if whole.get(name) != found.get(name))
+def hashes(workdir: pathlib.Path, folder: pathlib.Path) -> set[str]:
+  """Name and hash of each of `files` of a run."""
+  ran = forked.run("benchmarks.reliability.reread", ["files", str(workdir)], folder, _PATIENCE)
+  if ran.code:
+    raise SystemExit(f"{workdir} cannot be read: {ran.err[-2000:]}")
+  return set(ran.out.splitlines())
 
 
-def run(folder: pathlib.Path, world: pathlib.Path, processes: int, seconds: float, most: int, rng: random.Random
-        ) -> int:
-  """Kills a run up to `most` times at random moments within `seconds` of its start; returns how often it was."""
-  kills, log = 0, folder.with_suffix(".log")
-  while kills < most:
-    started = start(folder, world, processes, log)
-    end = time.monotonic() + rng.uniform(0, seconds)
+@dataclasses.dataclass(frozen=True)
+class Battery:
+  """A folder with a world and a whole run; how long a cold start of that takes to its end, and a copy's."""
+  folder: pathlib.Path
+  processes: int
+  cold: float = _PATIENCE
+  copied: float = _PATIENCE
+
+  def attempt(self, name: str, seconds: float, cold: bool) -> bool:
+    """Starts or resumes a run, and kills it after so many seconds; returns whether it was killed."""
+    log = self.folder / f"{name}.log"
+    if not cold:
+      ran = forked.run("tests.small_run", ["", *self._flags(name), *FLAGS], self.folder, seconds)
+      if ran.code:
+        raise SystemExit(f"{name} ended with {ran.code}: {ran.err[-2000:]}")
+      return ran.code is None
+    started = start(self._flags(name), self.processes, log)
+    end = time.monotonic() + seconds
     while time.monotonic() < end and any(process.poll() is None for process in started):
       time.sleep(0.005)
-    if all(process.poll() is not None for process in started):
-      break  # it got to its end first
     for process in started:
       process.kill()
-    kills += [process.wait() for process in started].count(-signal.SIGKILL) > 0
-  finish(start(folder, world, processes, log), log)
-  return kills
+    codes = [process.wait() for process in started]
+    for number, code in enumerate(codes):
+      if code not in (0, -signal.SIGKILL):
+        raise SystemExit(f"{name} ended with {code}: {log.with_suffix(f'.{number}').read_text()[-2000:]}")
+    return -signal.SIGKILL in codes
+
+  def run(self, name: str, most: int, every: int, rng: random.Random) -> tuple[int, int]:
+    """Kills a run up to `most` times, then lets it end; (how often it was killed, how often of these cold)."""
+    kills = cold = 0
+    while kills < most:
+      is_cold = self.processes > 1 or rng.randrange(every) == 0
+      if not self.attempt(name, rng.uniform(0, self.cold if is_cold else self.copied), is_cold):
+        return kills, cold  # it got to its end first
+      kills, cold = kills + 1, cold + is_cold
+    if self.attempt(name, _PATIENCE, self.processes > 1):
+      raise SystemExit(f"{name} does not end within {_PATIENCE:.0f} s")
+    return kills, cold
+
+  def _flags(self, name: str) -> list[str]:
+    return [f"--config={self.folder / 'world' / 'small.py'}", f"--workdir={self.folder / name}"]
+
+
+def measured(folder: pathlib.Path, processes: int) -> Battery:
+  """Makes the whole run, cold, and others as copies, the second of which compiles nothing; they must be the same."""
+  battery, seconds = Battery(folder, processes), []
+  for name, cold in (("whole", True), ("copied", processes > 1), ("copied", processes > 1)):
+    shutil.rmtree(folder / name, ignore_errors=True)
+    shutil.rmtree(folder / "world" / "cache", ignore_errors=True)
+    begin = time.monotonic()
+    if battery.attempt(name, _PATIENCE, cold):
+      raise SystemExit(f"a whole run does not end within {_PATIENCE:.0f} s")
+    seconds.append(time.monotonic() - begin)
+  if hashes(folder / "whole", folder) != hashes(folder / "copied", folder):
+    raise SystemExit("two runs that nobody killed are different")
+  return Battery(folder, processes, seconds[0], seconds[-1])
 
 
 def main() -> None:
@@ -106,31 +144,35 @@ def main() -> None:
   parser.add_argument("--kills", type=int, default=200, help="so many in all")
   parser.add_argument("--seed", type=int, default=0, help="of the moments")
   parser.add_argument("--processes", type=int, default=1, help="of a run")
+  parser.add_argument("--cold", type=int, default=5, help="every so-manieth start is cold")
   flags = parser.parse_args()
   folder = flags.folder.absolute()
   folder.mkdir(parents=True, exist_ok=True)
-  world, results = make_world(folder / "world").folder, folder / "results.jsonl"
+  # In a process of its own: copies of this one must not inherit devices that are set up.
+  subprocess.run([sys.executable, "-m", "benchmarks.reliability.world", folder / "world"], check=True, cwd=REPOSITORY)
+  results = folder / "results.jsonl"
   done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-  log = folder / "whole.log"
-  begun = time.monotonic()
-  finish(start(folder / "whole", world, flags.processes, log), log)
-  seconds = done[0]["whole"] if done else time.monotonic() - begun
-  whole = dict(files(folder / "whole"))
-  print(f"a whole run takes {seconds:.0f} s; {len(whole)} things must be the same in every other", flush=True)
+  forked.prepare(folder / "compiled")
+  battery = measured(folder, flags.processes)
+  whole = hashes(folder / "whole", folder)
+  print(f"a whole run takes {battery.cold:.1f} s, as a copy {battery.copied:.1f} s; {len(whole)} things must be the "
+        "same each time", flush=True)
   while (killed := sum(row["kills"] for row in done)) < flags.kills:
     name = f"run{len(done)}"
-    shutil.rmtree(folder / name, ignore_errors=True)
-    kills = run(folder / name, world, flags.processes, seconds, min(_KILLS_A_RUN, flags.kills - killed),
-                random.Random(f"{flags.seed} {len(done)}"))
-    row = {"kills": kills, "different": differences(whole, folder / name), "whole": seconds}
+    for path in (folder / name, folder / "world" / "cache"):
+      shutil.rmtree(path, ignore_errors=True)
+    kills, cold = battery.run(name, min(_KILLS_A_RUN, flags.kills - killed), flags.cold,
+                              random.Random(f"{flags.seed} {len(done)}"))
+    different = sorted({line.split()[0] for line in whole ^ hashes(folder / name, folder)})
+    done.append({"kills": kills, "cold": cold, "different": different})
     with results.open("a") as file:
-      file.write(json.dumps(row) + "\n")
-    done.append(row)
-    print(f"{name}: {kills} kills, different: {row['different'] or 'nothing'}", flush=True)
-    if not row["different"]:
+      file.write(json.dumps(done[-1]) + "\n")
+    print(f"{name}: {kills} kills, {cold} of them of cold starts, different: {different or 'nothing'}", flush=True)
+    if not different:
       shutil.rmtree(folder / name)
   different = sum(bool(row["different"]) for row in done)
-  print(f"{sum(row['kills'] for row in done)} kills of {len(done)} runs: {different} runs ended differently")
+  print(f"{sum(row['kills'] for row in done)} kills, {sum(row['cold'] for row in done)} of them of cold starts, of "
+        f"{len(done)} runs: {different} runs ended differently")
   sys.exit(bool(different))
 
 

@@ -1,11 +1,14 @@
 """What a run holds, as text: for comparing in a process that a battery does not need afterwards.
 
   python -m benchmarks.reliability.reread files DIR    every file and weight that must be the same, by its hash
+  python -m benchmarks.reliability.reread told DIR     the same, but of JSON what it says: a space in it says nothing
   python -m benchmarks.reliability.reread done DIR     what is read of a run that is done: its page, its standing, and
                                                        the weights of its newest checkpoint
 """
 
+import contextlib
 import hashlib
+import json
 import os
 import pathlib
 import sys
@@ -26,8 +29,11 @@ from policylong.storage.workdir import Workdir
 def main() -> None:
   """Prints it."""
   what, folder = sys.argv[1], pathlib.Path(sys.argv[2])
-  if what == "files":
+  if what in ("files", "told"):
     for name, data in files(folder):
+      if what == "told" and name.endswith((".json", ".sha256")):
+        with contextlib.suppress(ValueError):
+          data = json.dumps(json.loads(data), sort_keys=True).encode()
       print(name, hashlib.sha256(data).hexdigest())
     return
   workdir = Workdir(folder)

@@ -6,12 +6,18 @@ many samples it has, and its files: the raw one, and where it was compressed the
   uint32 samples, uint32[samples + 1] offsets, the columns once more as JSON, then the samples' bytes
 
 and a sample is a uint32 size for each column without a fixed one, then the columns' values one behind the other.
-Numbers are little-endian. Of a sample only the wanted columns are decoded; pickled ones are refused.
+Numbers are little-endian. Of a sample only the wanted columns are decoded; pickled ones are refused. Where the index
+has a hash of the raw shard (`hashes`: sha1, xxh128, ...), the bytes must be those, or the shard is damaged.
 """
 
 import dataclasses
+import functools
 import glob
+import hashlib
+import importlib.util
+import io
 import json
+import logging
 import math
 import mmap
 import os
@@ -24,6 +30,8 @@ import pyarrow as pa
 from policylong import paths
 from policylong.corpus.files import Unreadable, opened, why_not
 from policylong.errors import UserError
+
+log = logging.getLogger(__name__)
 
 INDEX = "index.json"
 NOT_MDS = "not a whole MDS shard"
@@ -49,14 +57,15 @@ class Column:
 class Shard:
   """A shard: where it lies, its name below the folder that was asked for, and what the index says of it.
 
-  path: the raw file, or the compressed one if that alone is there. bytes: of the raw one. compression: of the file at
-  path, "" for none.
+  path: the raw file, or the compressed one if that alone is there. bytes, hashes: of the raw one, {algorithm: hex
+  digits} as pairs. compression: of the file at path, "" for none.
   """
   path: pathlib.Path
   name: str
   columns: tuple[Column, ...]
   samples: int
   bytes: int
+  hashes: tuple[tuple[str, str], ...]
   compression: str
 
 
@@ -166,11 +175,12 @@ def _shard(entry: dict, folder: pathlib.Path, root: str) -> Shard:
   if packed and not path.exists():
     path, compression = folder / packed["basename"], entry["compression"].partition(":")[0]
   name = pathlib.Path(os.path.relpath(path, root or ".")).as_posix()
-  return Shard(path, name, columns, int(entry["samples"]), int(raw["bytes"]), compression)
+  hashes = tuple(sorted((algorithm, digits.lower()) for algorithm, digits in (raw.get("hashes") or {}).items()))
+  return Shard(path, name, columns, int(entry["samples"]), int(raw["bytes"]), hashes, compression)
 
 
 def _raw(shard: Shard) -> bytes | mmap.mmap:
-  """The shard's bytes, decompressed."""
+  """The shard's bytes, decompressed and checked."""
   if reason := why_not(shard.path):
     raise Unreadable("a shard that does not exist" if not shard.path.exists() else reason)
   if not shard.compression:
@@ -186,7 +196,41 @@ def _raw(shard: Shard) -> bytes | mmap.mmap:
       data = stream.read()
   if len(data) != shard.bytes:
     raise Unreadable(NOT_MDS, f"is {NOT_MDS}: it has {len(data)} bytes, and its {INDEX} says {shard.bytes}")
+  if shard.compression:
+    _check_hash(shard, io.BytesIO(data))
+  else:
+    _check_raw(shard, shard.path.stat().st_mtime_ns)
   return data
+
+
+@functools.cache
+def _check_raw(shard: Shard, changed: int) -> None:
+  """Once for each time at which a raw file was changed: its rows may be asked for a few at a time."""
+  del changed
+  with open(shard.path, "rb") as file:
+    _check_hash(shard, file)
+
+
+def _check_hash(shard: Shard, file: io.BufferedIOBase) -> None:
+  """Raises Unreadable for a shard's bytes whose hash is another than its index says."""
+  known = [(algorithm, digits, make) for algorithm, digits in shard.hashes if (make := _hash(algorithm))]
+  for algorithm, digits, make in known[:1]:  # one is enough
+    if hashlib.file_digest(file, make).hexdigest() != digits:
+      raise Unreadable(NOT_MDS, f"is {NOT_MDS}: its {algorithm} is not the one in its {INDEX}")
+
+
+@functools.cache
+def _hash(algorithm: str) -> Callable | None:
+  """What makes a hash of that name, as the streaming package knows them: hashlib's and xxhash's."""
+  if algorithm in hashlib.algorithms_available and not algorithm.startswith("shake"):
+    return functools.partial(hashlib.new, algorithm, usedforsecurity=False)
+  if importlib.util.find_spec("xxhash"):
+    import xxhash  # of the shards that need it
+    if algorithm in xxhash.algorithms_available:
+      return getattr(xxhash, algorithm)
+  log.warning("MDS shards have the hash %s, which cannot be computed here%s: of their files only the sizes are checked",
+              algorithm, " (pip install xxhash)" if algorithm.startswith("xxh") else "")
+  return None
 
 
 def _decoders(shard: Shard, fields: Sequence[str]) -> dict[str, Callable[[bytes], object]]:

@@ -80,7 +80,9 @@ def _prepared(config: config_lib.Corpus) -> "Corpus":
   if not (directory / "DONE.json").exists():
     raise UserError(f"corpus.prepared is {directory}, where no prepared corpus lies: make it with `python -m "
                     "policylong.prepare --config=...`, or set corpus.prepared to None to read the sources as they are")
-  corpus = Corpus(directory)
+  # Its sources may be elsewhere by now, and what made it, Beam, is not installed beside the rest.
+  corpus = Corpus(directory, remedy=f"put a whole copy of that file in its place; or delete {directory} and make it "
+                  "again with `python -m policylong.prepare --config=...`, as the settings in its manifest.json say")
   summary, names = corpus.summary(), [source.name for source in config.sources]
   for field, found, wanted in (("corpus.chunk_chars", summary["chunk_chars"], config.chunk_chars),
                                ("corpus.sources", list(summary["sources"]), names)):
@@ -210,18 +212,20 @@ class Corpus:
     chunk_document: int32[num_chunks], the document of each chunk (mapped, not loaded).
   """
 
-  def __init__(self, directory: pathlib.Path, remade: Callable[[], AbstractContextManager[pathlib.Path]] | None = None):
+  def __init__(self, directory: pathlib.Path, remade: Callable[[], AbstractContextManager[pathlib.Path]] | None = None,
+               remedy: str = ""):
     """Opens a finished folder.
 
     Args:
       directory: the folder.
       remade: makes its files once more, in another folder.
+      remedy: as of `blocks.Blocks`.
 
     Raises:
       Damaged: a file is missing or has another size than when it was written, or what is read at once is damaged and
         cannot be made again; later the methods raise it for what they read.
     """
-    self._blocks = blocks.Blocks(directory, read_json(directory / "DONE.json")["files"], remade)
+    self._blocks = blocks.Blocks(directory, read_json(directory / "DONE.json")["files"], remade, remedy)
     self._summary = json.loads(self._blocks.read("summary.json"))
     arrays = {name: self._blocks.array(f"{name}.npy") for name in builder.ARRAYS}
     self._batch_first = arrays["batch_first"][:].tolist()

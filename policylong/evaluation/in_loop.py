@@ -46,19 +46,23 @@ class RoundEvaluation:
       if config.eval.documents.path and hosts.is_first():
         _claim_documents(workdir, config.eval.documents)
 
+  def done(self, index: int) -> bool:
+    """Whether the policy after round `index` is evaluated; what is damaged of that goes, with a line. Collective."""
+    folder = self._workdir.round(index).evaluation
+    if hosts.is_first():
+      whole_or_gone(folder / "DONE.json", read_json)
+      results.mend(folder / "results.json")
+    return not self._config.eval.tasks or bool(hosts.agreed(
+        (folder / "DONE.json").exists() and (folder / "results.json").exists()))
+
   def run(self, index: int, state, tokenizer, mesh) -> None:
     """Evaluates the policy of `state`, as it is after round `index`, unless that is done; `DONE.json` is written last.
 
     Collective. LongPPL's key tokens are those of the base model, so that rounds can be compared.
     """
-    folder = self._workdir.round(index).evaluation
-    if hosts.is_first():
-      whole_or_gone(folder / "DONE.json", read_json)
-      results.mend(folder / "results.json")
-    if not self._config.eval.tasks or hosts.agreed(
-        (folder / "DONE.json").exists() and (folder / "results.json").exists()):
+    if self.done(index):
       return
-    step = int(state.step)
+    folder, step = self._workdir.round(index).evaluation, int(state.step)
     evaluate(self._policy(state.params, step, tokenizer, mesh), self._config.eval.tasks, self._options(index), folder)
     if hosts.is_first():
       values = scalars.of_evaluation(read_json(folder / "results.json"))

@@ -93,9 +93,13 @@ def merge(path: epath.Path, results: Results) -> dict:
 
 
 def mend(path: epath.PathLike) -> None:
-  """Removes a results.json that is damaged, with a line; its benchmarks' answers are kept by themselves."""
+  """Removes a results.json that is damaged, or that nothing vouches for as its checksum is; each with a line.
+
+  Its benchmarks' answers are kept by themselves.
+  """
   path = epath.Path(path)
-  whole_or_gone(path.with_name(f"{path.name}.sha256"), read_json)
+  if not whole_or_gone(path.with_name(f"{path.name}.sha256"), read_json):
+    path.unlink(missing_ok=True)
   whole_or_gone(path, functools.partial(read_json, checked=False))
 
 

@@ -7,6 +7,7 @@ memory limits the corpus, and a unit that has its marker is never done again: wh
 import contextlib
 import dataclasses
 import functools
+import json
 import logging
 import os
 import shlex
@@ -15,7 +16,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from policylong.errors import UserError, optional_import
+from policylong.errors import Damaged, UserError, optional_import
 from policylong.prepare.layout import Work, write_whole
 from policylong.prepare.plan import Plan, unit_name
 from policylong.storage.progress import Bar
@@ -49,6 +50,7 @@ def run_stage(plan: Plan, stage: Stage, flags: Sequence[str]) -> None:
 
   Raises:
     UserError: a unit says that something is wrong with what the user gave.
+    Damaged: or with a file that an earlier unit wrote.
   """
   done = plan.work.finished(stage.name)
   missing = [number for number in range(len(stage.weights)) if unit_name(number) not in done]
@@ -60,8 +62,9 @@ def run_stage(plan: Plan, stage: Stage, flags: Sequence[str]) -> None:
   with _watched(plan, stage):
     _run(functools.partial(_do, plan, stage.name, stage.function), missing, flags, seconds, stage.name)
   for number in missing:
-    if (said := _sentence_path(plan.work, stage.name, number)).exists():
-      raise UserError(said.read_text())
+    if (path := _sentence_path(plan.work, stage.name, number)).exists():
+      told = json.loads(path.read_bytes())
+      raise Damaged(*told["damaged"]) if told["damaged"] else UserError(told["said"])
 
 
 def _is_ours(flags: Sequence[str]) -> bool:
@@ -128,7 +131,8 @@ def _do(plan: Plan, stage: str, function: Callable[[Plan, int], dict[str, Any]],
   try:
     counts = function(plan, number)
   except UserError as error:
-    write_whole(_sentence_path(plan.work, stage, number), str(error).encode())
+    damaged = (str(error.path), error.reason) if isinstance(error, Damaged) else None
+    write_whole(_sentence_path(plan.work, stage, number), json.dumps({"said": str(error), "damaged": damaged}).encode())
     return
   plan.work.finish(stage, unit_name(number), counts)
 

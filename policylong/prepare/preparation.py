@@ -12,7 +12,7 @@ from etils import epath
 from policylong import config as config_lib
 from policylong import paths
 from policylong.corpus import store, streamed
-from policylong.errors import UserError
+from policylong.errors import Damaged, UserError
 from policylong.prepare import benchmarks as benchmarks_lib
 from policylong.prepare import duplicates, minhash, reading, signing, writing
 from policylong.prepare.layout import Work
@@ -61,16 +61,35 @@ def prepare(config: config_lib.Corpus, *, near_duplicates: float, benchmarks: Se
     begins = not Work(str(directory)).finished("read")
     plan = Plan(str(directory), sources, units_of(sources), config.chunk_chars, near_duplicates)
     log.info("%s of %d sources in %d units", f"{total:,} bytes", len(plan.sources), len(plan.units))
-    signing.save_table(plan, table)
     try:
-      _stages(plan, names, flags)
-      manifest = writing.finish(plan, settings)
+      manifest = _made(plan, table, settings, flags)
     except writing.NothingLeft:
       (directory / "settings.json").unlink()  # the next start may have other settings
       _remove_work(directory)
       raise
     _remove_work(directory)
   return manifest, time.monotonic() - start, begins
+
+
+def _made(plan: Plan, table: benchmarks_lib.Table, settings: dict, flags: Sequence[str]) -> dict[str, Any]:
+  """What is left to do, and the manifest. A stage of whose files one is damaged is done again, once, with a line.
+
+  What was made of it before is what it would be now: nobody has read the damage.
+  """
+  again: set[str] = set()
+  while True:
+    try:
+      signing.save_table(plan, table)
+      _stages(plan, settings["benchmarks"], flags)
+      return writing.finish(plan, settings)
+    except Damaged as error:
+      folder = epath.Path(error.path).parent
+      stage = "write" if folder == epath.Path(plan.directory) else folder.name
+      if stage in again or not plan.work.path(stage, "").exists():
+        raise
+      again.add(stage)
+      log.warning("%s is damaged (%s): what stage %s has made is made again", error.path, error.reason, stage)
+      plan.work.forget(stage)
 
 
 def _stages(plan: Plan, benchmarks: list[str], flags: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ from policylong.errors import UserError
 from policylong.prepare import duplicates, reading
 from policylong.prepare.layout import write_whole
 from policylong.prepare.plan import FORMAT, Plan, Shard, by_shard, shards_of, unit_name
+from policylong.storage import manifest
 from policylong.storage.checksums import sha256_of_file
 from policylong.storage.workdir import write_json
 
@@ -122,13 +123,15 @@ def finish(plan: Plan, settings: dict) -> dict[str, Any]:
   refuse_nothing(summary)
   _write_arrays(plan, directory, written)
   files = {"bad_records.jsonl": _bad_records(plan), "removed.jsonl": [
-      plan.work.path("write", f"{number:06d}-removed.jsonl") for number in range(len(written))]}
+      ("write", f"{number:06d}-removed") for number in range(len(written))]}
   for name, parts in files.items():
     with _Sink(directory / name) as file:
-      for part in parts:
-        file.write(part.read_bytes())
+      for stage, part in parts:
+        file.write(plan.work.lines(stage, part))
   shards = [{"file": f"documents-{number:05d}.arrow", "documents": one["documents"], "batches": one["batches"],
              "sha256": one["sha256"]} for number, one in enumerate(written)]
+  # An earlier start may have written them.
+  manifest.check_files(directory, {shard["file"]: shard["sha256"] for shard in shards}, "the unit that wrote it")
   hashes = {name: sha256_of_file(directory / name) for name in (*files, *(f"{name}.npy" for name in builder.ARRAYS))}
   version = hashlib.sha256(json.dumps([FORMAT, builder.FORMAT, plan.chunk_chars, shards, hashes],
                                       sort_keys=True).encode()).hexdigest()[:16]
@@ -136,12 +139,12 @@ def finish(plan: Plan, settings: dict) -> dict[str, Any]:
                                                        for one in shards]}
   # Not sorted: documents lie in the order of the sources.
   write_whole(directory / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
-  manifest = {"format": FORMAT, "version": version, "settings": settings, "shards": shards, "files": hashes,
-              **{key: value for key, value in summary.items() if key not in ("version", "shards")}}
-  write_json(directory / "manifest.json", manifest)
+  told = {"format": FORMAT, "version": version, "settings": settings, "shards": shards, "files": hashes,
+          **{key: value for key, value in summary.items() if key not in ("version", "shards")}}
+  write_json(directory / "manifest.json", told)
   # What runs read; the dead letters have their sha256 in the manifest.
   store.seal(directory, [*(one["file"] for one in shards), *(f"{name}.npy" for name in builder.ARRAYS), "summary.json"])
-  return manifest
+  return told
 
 
 class NothingLeft(UserError):
@@ -228,8 +231,8 @@ def summarised(plan: Plan, written: list[dict]) -> dict[str, Any]:
           "sources": per_source}
 
 
-def _bad_records(plan: Plan) -> list[epath.Path]:
-  return [plan.work.path("read", f"{unit_name(number)}-bad-{i:04d}.jsonl") for number in range(len(plan.units))
+def _bad_records(plan: Plan) -> list[tuple[str, str]]:
+  return [("read", f"{unit_name(number)}-bad-{i:04d}") for number in range(len(plan.units))
           for i in range(plan.work.counts("read", unit_name(number))["dead_letters"])]
 
 

@@ -17,7 +17,7 @@ from scann.scann_ops.py import scann_builder, scann_ops_pybind
 from policylong.errors import Damaged, UserError
 from policylong.retrieval.exact import ExactIndex
 from policylong.retrieval.index import checked_queries, checked_rows, nothing
-from policylong.storage.checksums import sha256_of_file
+from policylong.storage import manifest
 from policylong.storage.workdir import read_json, write_json
 
 # Below, comparing all rows is as fast as a tree.
@@ -35,7 +35,6 @@ LEAST_ROWS = 16
 _QUERIES = 64
 # Enough: leaves beyond it cost time and find nothing.
 _RECALL_ENOUGH = 0.999
-_MANIFEST = "MANIFEST.json"
 _CURVE = "curve.json"
 _REMEDY = "delete the folder and build the index again"
 
@@ -128,10 +127,8 @@ class ScannIndex:
     self._searcher.serialize(str(directory), relative_path=True)  # by default the paths would be absolute
     write_json(directory / _CURVE, {"recall_at": TUNED_AT, "leaves": self.leaves,
                                     "leaves_to_search": self.leaves_to_search, "curve": self.curve})
-    write_json(directory / _MANIFEST, {
-        "kind": "scann", "of": of, "rows": self.num_rows, "dim": self.dim, "leaves": self.leaves,
-        "leaves_to_search": self.leaves_to_search,
-        "files": {path.name: sha256_of_file(path) for path in sorted(directory.iterdir())}})
+    manifest.write(directory, kind="scann", of=of, rows=self.num_rows, dim=self.dim, leaves=self.leaves,
+                   leaves_to_search=self.leaves_to_search)
 
   @classmethod
   def load(cls, directory: str | os.PathLike, of: str) -> "ScannIndex":
@@ -142,27 +139,17 @@ class ScannIndex:
         would unpickle a file of document ids that it finds beside an index, so nothing else may lie there.
     """
     directory = pathlib.Path(directory)
-    if not (directory / _MANIFEST).is_file():
-      raise Damaged(directory, f"it has no {_MANIFEST}", _REMEDY)
     try:
-      manifest = read_json(directory / _MANIFEST)
-      wanted, rows, dim = dict(manifest["files"]), int(manifest["rows"]), int(manifest["dim"])
-      leaves, to_search = int(manifest["leaves"]), int(manifest["leaves_to_search"])
-      found_of = manifest["of"]
-    except (UserError, KeyError, TypeError, ValueError) as error:
-      raise Damaged(directory / _MANIFEST, f"it is no manifest of an index, {error!r}", _REMEDY) from error
-    if found_of != of:
-      raise Damaged(directory, f"it is the index of {found_of}, wanted {of}", _REMEDY)
-    found = {path.name for path in directory.iterdir()} - {_MANIFEST}
-    if found != set(wanted) or any(name.endswith(".pkl") for name in found):
-      raise Damaged(directory, f"it holds {', '.join(sorted(found))}, and its manifest lists "
-                               f"{', '.join(sorted(wanted))}", _REMEDY)
-    for name, sha256 in wanted.items():
-      if (actual := sha256_of_file(directory / name)) != sha256:
-        raise Damaged(directory / name, f"it has sha256 {actual}, wanted {sha256}", _REMEDY)
-    curve = read_json(directory / _CURVE)["curve"]
-    return cls(scann_ops_pybind.load_searcher(str(directory), assets_backcompat_shim=False), rows, dim, leaves,
-               to_search, curve)
+      told = manifest.check(directory, alone=True)
+      if told.get("of") != of:
+        raise Damaged(directory, f"it is the index of {told.get('of')}, wanted {of}")
+      if pickled := [name for name in told["files"] if name.endswith(".pkl")]:
+        raise Damaged(directory / pickled[0], "no index has it")
+      curve = read_json(directory / _CURVE)["curve"]
+    except Damaged as error:
+      raise Damaged(error.path, error.reason, _REMEDY) from error
+    return cls(scann_ops_pybind.load_searcher(str(directory), assets_backcompat_shim=False), told["rows"], told["dim"],
+               told["leaves"], told["leaves_to_search"], curve)
 
   def _tune(self, queries: np.ndarray, truth: np.ndarray, target: float) -> None:
     """Takes the fewest leaves whose recall@10 reaches `target`, measured against exact search."""

@@ -40,29 +40,34 @@ class Blocks:
   """The files of a folder, mapped into memory. Methods may be called from several threads."""
 
   def __init__(self, folder: pathlib.Path, sizes: Mapping[str, int],
-               remade: Callable[[], AbstractContextManager[pathlib.Path]] | None = None):
+               remade: Callable[[], AbstractContextManager[pathlib.Path]] | None = None, remedy: str = ""):
     """Reads none of the files.
 
     Args:
       folder: where they lie.
       sizes: {name: bytes} of all of them, in the order in which `write` was given them.
       remade: makes the files once more, in another folder; a damaged block is mended with it.
+      remedy: what a person is told to do where that cannot be; "": to begin anew.
 
     Raises:
       Damaged: a file is missing or has another size, or BLOCKS is damaged.
     """
-    self._folder, self._sizes, self._remade = folder, dict(sizes), remade
+    remedy = remedy or f"delete the folder {folder} and start again, and it is made anew"
+    self._folder, self._sizes, self._remade, self._remedy = folder, dict(sizes), remade, remedy
     self._mending = threading.Lock()
     for name, size in sizes.items():
       found = (folder / name).stat().st_size if (folder / name).exists() else 0
       if found != size:
-        raise Damaged(folder / name, f"it has {found} bytes, wanted {size}")
+        raise Damaged(folder / name, f"it has {found} bytes, wanted {size}", remedy)
     if not (folder / NAME).exists():
-      raise Damaged(folder, f"it has no {NAME}, as an earlier version made it")
+      raise Damaged(folder, f"it has no {NAME}, as an earlier version made it", remedy)
     blocks = {name: -(-size // SIZE) for name, size in sizes.items()}
-    self._sums = np.frombuffer(unsealed(folder / NAME, (folder / NAME).read_bytes()), "<u4")
+    try:
+      self._sums = np.frombuffer(unsealed(folder / NAME, (folder / NAME).read_bytes()), "<u4")
+    except Damaged as error:
+      raise Damaged(error.path, error.reason, remedy) from error
     if len(self._sums) != sum(blocks.values()):
-      raise Damaged(folder / NAME, f"it has {len(self._sums)} checksums, wanted {sum(blocks.values())}")
+      raise Damaged(folder / NAME, f"it has {len(self._sums)} checksums, wanted {sum(blocks.values())}", remedy)
     starts = np.cumsum([0, *blocks.values()]).tolist()
     self._first = dict(zip(blocks, starts))
     self._checked = np.zeros(len(self._sums), bool)
@@ -112,7 +117,7 @@ class Blocks:
       if self._whole(name, block):  # another thread was here
         return
       damage = Damaged(self._folder / name, f"bytes {block * SIZE} to {(block + 1) * SIZE} are not those of {NAME}",
-                       f"delete the folder {self._folder} and start again, and it is made anew")
+                       self._remedy)
       if self._remade is None:
         raise damage
       log.warning("%s is damaged (%s): it is made again", damage.path, damage.reason)

@@ -158,6 +158,15 @@ def write_bare_json(path: epath.PathLike, value: dict) -> None:
     write_json(beside, {"files": [now]})
 
 
+def _vouch(path: epath.PathLike, value: dict) -> None:
+  """Writes a bare file and its checksum again where one of them is damaged, and `value` is known to be right."""
+  try:
+    read_json(path)
+  except Damaged as error:
+    log.warning("%s is damaged (%s): it is made again", error.path, error.reason)
+    write_bare_json(path, value)
+
+
 def place_of(path: epath.PathLike) -> str:
   """What a file of a round says it was written for: its name and the round, and of a shard the config; else "".
 
@@ -381,11 +390,14 @@ class Workdir:
                       "be one folder that all hosts share")
     text = config_lib.to_json(config)
     if path.exists():
-      difference = config_lib.differences(_expanded(_object(path, _read(path))), _expanded(json.loads(text)))
+      held = _object(path, _read(path))
+      difference = config_lib.differences(_expanded(held), _expanded(json.loads(text)))
       if not difference and (self.directory / "rounds").exists() and not path.with_name(_CONFIG_SHA256).exists():
         raise UserError(f"{self.directory} was begun by a version whose files had no checksums: end it with that "
                         "version, or choose another --workdir (its page and its checkpoints can still be read)")
       if not difference:
+        if first and path.with_name(_CONFIG_SHA256).exists():
+          _vouch(path, held)
         return
       if not first or self._made():
         raise UserError(f"{self.directory} belongs to another config; choose another --workdir or undo: "

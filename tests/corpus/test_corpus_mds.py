@@ -1,11 +1,13 @@
 """MDS shards that the streaming package wrote (tests/reference/make_mds_references.py) give back what was put in."""
 
+import hashlib
 import json
 import pathlib
 import shutil
 
 import numpy as np
 import pytest
+import xxhash
 
 from policylong.corpus import mds, sources
 from policylong.corpus.sources import read_source
@@ -92,6 +94,58 @@ def test_missing_and_damaged_shards_are_counted(make_config, source, tmp_path):
   broken.write_bytes(broken.read_bytes()[:-7])
   corpus = open_corpus(make_config(source("mds", tmp_path / "set")))
   assert corpus.bad_records == {"a shard that does not exist": 1, mds.NOT_MDS: 1} and corpus.num_documents > 0
+
+
+@pytest.mark.parametrize("compression", ["raw", "zstd", "gz", "bz2", "br", "snappy"])
+def test_a_flipped_byte_of_a_shard_is_found_or_changes_nothing(source, tmp_path, compression):
+  shutil.copytree(SHARDS / f"texts_{compression}", tmp_path / "set")
+  path, rng = sorted((tmp_path / "set").glob("*.mds*"))[0], np.random.default_rng(0)
+  whole, found = path.read_bytes(), 0
+  for at in rng.choice(len(whole), 60, replace=False).tolist():
+    data = bytearray(whole)
+    data[at] ^= int(rng.integers(1, 256))
+    path.write_bytes(data)
+    readings = list(read_source(source("mds", tmp_path / "set")))
+    damaged = [reading.reason for reading in readings if reading.document is None]
+    assert (damaged and damaged[0].startswith("not a whole ")) or documents(readings) == EXPECTED
+    found += bool(damaged)
+  assert found == 60 if compression == "raw" else found > 40  # compressions have bytes that say nothing
+
+
+def with_hashes(folder, **hashes):
+  """The folder with these hashes of its first shard in the place of streaming's."""
+  index = json.loads((folder / "index.json").read_text())
+  index["shards"][0]["raw_data"]["hashes"] = hashes
+  (folder / "index.json").write_text(json.dumps(index))
+  return folder
+
+
+def test_every_hash_that_can_be_computed_is_checked_and_others_are_told(source, tmp_path, caplog):
+  shutil.copytree(SHARDS / "texts_raw", tmp_path / "set")
+  data = (tmp_path / "set" / "shard.00000.mds").read_bytes()
+  right = {"md5": hashlib.md5(data).hexdigest(), "blake2b": hashlib.blake2b(data).hexdigest().upper(),
+           "xxh3_128": xxhash.xxh3_128(data).hexdigest(), "xxh64": xxhash.xxh64(data).hexdigest()}
+  for name, digits in right.items():
+    assert documents(read_source(source("mds", with_hashes(tmp_path / "set", **{name: digits})))) == EXPECTED
+    wrong = digits[:-1] + ("0" if digits[-1] != "0" else "1")
+    readings = list(read_source(source("mds", with_hashes(tmp_path / "set", **{name: wrong}))))
+    assert [reading.reason for reading in readings if reading.document is None] == [mds.NOT_MDS], name
+  for hashes in ({}, {"xxh999": "00"}, {"shake_128": "00"}):
+    assert documents(read_source(source("mds", with_hashes(tmp_path / "set", **hashes)))) == EXPECTED
+  assert "the hash xxh999, which cannot be computed here (pip install xxhash)" in caplog.text
+  with pytest.raises(UserError, match="not the index of MDS shards"):
+    list(read_source(source("mds", with_hashes(tmp_path / "set", sha1=5))))
+
+
+def test_sequences_of_a_changed_shard_are_refused(source, tmp_path):
+  shutil.copytree(SHARDS / "tokens_dynamic", tmp_path / "set")
+  (shard,) = mds.find_shards(str(tmp_path / "set"), "path")
+  assert len(list(mds.rows(shard, ["input_ids"], [0]))) == 1
+  data = bytearray(shard.path.read_bytes())
+  data[-1] ^= 1
+  shard.path.write_bytes(data)
+  with pytest.raises(mds.Unreadable, match="its sha1 is not the one in its index"):
+    list(mds.rows(shard, ["input_ids"], [0]))
 
 
 def test_what_is_no_mds_is_one_sentence(source, tmp_path):

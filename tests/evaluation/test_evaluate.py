@@ -49,6 +49,17 @@ def test_results_are_merged_and_read_back(tmp_path):
     results.read(path)
 
 
+@pytest.mark.parametrize("name", ["results.json", "results.json.sha256"])
+def test_damaged_results_go_whichever_of_their_two_files_it_is(tmp_path, caplog, name):
+  path = epath.Path(tmp_path / "results.json")
+  results.merge(path, {"ruler": {"4096": ruler_mean(90.5)}})
+  (tmp_path / name).write_bytes((tmp_path / name).read_bytes().replace(b"9", b"8"))
+  results.mend(path)
+  assert not path.exists() and f"{name} is damaged" in caplog.text
+  results.merge(path, {"ruler": {"8192": ruler_mean(80.25)}})
+  assert results.read(path) == {"ruler": {"8192": ruler_mean(80.25)}}
+
+
 def test_the_table_names_protocols_truncation_and_effective_length():
   text = results.table({"ruler/vt": {"4096": ruler_mean(99.0), "8192": ruler_mean(50.0, 3)},
                         "ruler": {"4096": ruler_mean(85.6), "8192": ruler_mean(85.59), "16384": ruler_mean(10)},

@@ -214,6 +214,64 @@ def test_the_size_of_the_pieces_changes_no_document(prepare, corpus, dirty, monk
   assert {**one.summary(), "version": ""} == {**other.summary(), "version": "", "shards": one.summary()["shards"]}
 
 
+def test_a_flipped_byte_of_unfinished_work_is_made_again_to_the_same_bytes(
+    prepare, corpus, dirty, monkeypatch, tmp_path, caplog):
+  """One of each kind of file, when the stage behind the one that wrote it begins."""
+  _, sources = dirty
+  prepare(corpus(*sources, name="whole"))
+  whole, config = files(tmp_path / "whole"), corpus(*sources, name="flipped")
+  kinds, rng = set(), np.random.default_rng(0)
+
+  class Stopped(Exception):
+    pass
+
+  def stopping(stage):
+    def stop(name, number):
+      if name == stage:
+        raise Stopped
+    return stop
+
+  def finish(*_):
+    raise Stopped
+  for stage in ("sign", "exact", "candidates", "shingles", "verify", "write", "finish"):
+    shutil.rmtree(tmp_path / "stopped", ignore_errors=True)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+      if stage == "finish":
+        patch.setattr(writing, "finish", finish)
+      prepare(corpus(*sources, name="stopped"), do=stopping(stage))
+    for path in sorted((tmp_path / "stopped").rglob("*.*")):
+      place = path.relative_to(tmp_path / "stopped")
+      kind = (place.parent, path.suffix, path.stem.rpartition("-")[2].strip("0123456789"))
+      if kind in kinds or place.parts[0] not in ("work", "documents-00000.arrow") or "benchmarks" in place.parts:
+        continue
+      kinds.add(kind)
+      shutil.rmtree(tmp_path / "flipped", ignore_errors=True)
+      shutil.copytree(tmp_path / "stopped", tmp_path / "flipped")
+      data = bytearray(path.read_bytes())
+      data[rng.integers(len(data))] ^= int(rng.integers(1, 256))
+      (tmp_path / "flipped" / place).write_bytes(data)
+      caplog.clear()
+      prepare(config)
+      assert files(tmp_path / "flipped") == whole, place
+      # Markers whose counts nobody asks for, and what only an earlier stage asks for, are not read again.
+      assert f"{place.name} is damaged" in caplog.text or path.suffix in (".json", ".npy"), place
+  assert len(kinds) > 20
+
+
+def test_damage_that_comes_back_and_missing_files_of_unfinished_work(prepare, corpus, source, tmp_path, monkeypatch):
+  write_jsonl(tmp_path / "a.jsonl", make_texts(20, seed=1))
+  config = corpus(source("jsonl", tmp_path / "a.jsonl"))
+  work = tmp_path / "prepared" / "work"
+
+  def lose(name, number):
+    if name == "write":
+      for path in (work / "decided").glob("*.npy"):
+        path.unlink()
+  with pytest.raises(UserError, match=r"decided/000000-0000\.npy cannot be read, as it is damaged \(it is missing\)"):
+    prepare(config, do=lose)
+  assert prepare(config)["documents"] == 20
+
+
 def test_a_bucket_of_a_template_stays_linear_and_is_found(prepare, corpus, source, tmp_path, monkeypatch):
   monkeypatch.setattr(duplicates, "REACH", 4)
   rng = np.random.default_rng(2)
@@ -297,6 +355,23 @@ def test_the_loop_refuses_what_is_not_there_or_of_other_sources(prepare, corpus,
     open_corpus(dataclasses.replace(config, chunk_chars=300))
   with pytest.raises(UserError, match=r"corpus.sources = \['s'\]"):
     open_corpus(dataclasses.replace(config, sources=(source("jsonl", tmp_path / "a.jsonl", name="t"),)))
+
+
+def test_a_damaged_block_of_a_shard_is_told_with_the_command_that_makes_it_again(prepare, corpus, source, tmp_path):
+  write_jsonl(tmp_path / "a.jsonl", make_texts(5, seed=1))
+  config = corpus(source("jsonl", tmp_path / "a.jsonl"))
+  prepare(config)
+  whole = files(tmp_path / "prepared")
+  for name in ("documents-00000.arrow", "chunk_start.npy", "BLOCKS", "summary.json"):
+    data = bytearray(whole[name])
+    data[len(data) // 2] ^= 1
+    (tmp_path / "prepared" / name).write_bytes(data)
+    with pytest.raises(UserError, match=rf"{name} cannot be read.*or delete .*/prepared and make it again with `python "
+                                        r"-m policylong\.prepare --config=\.\.\.`, as the settings in its manifest"):
+      found = open_corpus(config)
+      documents(found), [found.chunk(row) for row in range(found.num_chunks)]
+    (tmp_path / "prepared" / name).write_bytes(whole[name])
+  assert len(documents(open_corpus(config))) == 5
 
 
 def test_a_run_reads_it_and_its_page_counts_what_was_removed(prepare, tmp_path, material):

@@ -242,11 +242,12 @@ def test_a_damaged_piece_is_built_again_and_said_so(tmp_path, caplog):
     data[at] ^= 4
     (pieces[1] / name).write_bytes(data)
 
-  for damage, reason in ((swap, "it is the index of"), (lambda: flip("bfloat16_dataset.npy", -3), "sha256"),
-                         (lambda: flip("curve.json", 30), "sha256"), (lambda: flip("MANIFEST.json", 0), "JSON"),
+  for damage, reason in ((swap, "it is the index of"), (lambda: flip("bfloat16_dataset.npy", -3), "its bytes are not"),
+                         (lambda: flip("curve.json", 30), "its bytes are not"),
+                         (lambda: flip("MANIFEST.json", 0), "JSON"),
                          (lambda: (pieces[1] / "MANIFEST.json").write_text("[]"), ""),
                          (lambda: (pieces[1] / "MANIFEST.json").unlink(), "it has no MANIFEST.json"),
-                         (lambda: (pieces[1] / "more").write_text(""), "its manifest lists")):
+                         (lambda: (pieces[1] / "more").write_text(""), "its MANIFEST.json lists")):
     damage()
     caplog.clear()
     found = store.open_index(corpus, embedder, config, tmp_path, seed=0).search(queries, 5)

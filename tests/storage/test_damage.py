@@ -165,8 +165,12 @@ def test_a_folder_is_what_its_manifest_tells(tmp_path):
   (tmp_path / "a" / "b").mkdir(parents=True)
   for name in ("x", "b/y"):
     (tmp_path / "a" / name).write_bytes(name.encode() * 5)
-  manifest.write(tmp_path / "a")
+  manifest.write(tmp_path / "a", of="both")
+  assert manifest.check(tmp_path / "a")["of"] == "both"
+  (tmp_path / "a" / "b" / "z").write_bytes(b"")
   manifest.check(tmp_path / "a")
+  with pytest.raises(Damaged, match=r"it holds b/y, b/z, x, and its MANIFEST\.json lists b/y, x"):
+    manifest.check(tmp_path / "a", alone=True)
   (tmp_path / "a" / "b" / "y").write_bytes(b"b/yb/yb/yb/yb/Y")
   manifest.check(tmp_path / "a", lambda name: name == "x")
   with pytest.raises(Damaged, match=r"a/b/y cannot be read, as it is damaged"):

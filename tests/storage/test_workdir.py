@@ -44,6 +44,21 @@ def test_where_nothing_was_made_yet_the_corrected_config_is_taken(tmp_path, capl
     folder.claim(_config(seed=8), first=False)
 
 
+@pytest.mark.parametrize("name, at", [("config.json", 1), ("config.json.sha256", 0), ("config.json.sha256", 70)])
+def test_where_the_config_is_the_same_a_damaged_byte_of_it_or_of_its_checksum_is_mended(tmp_path, caplog, name, at):
+  folder = workdir.Workdir(tmp_path / "run")
+  folder.claim(_config())
+  whole = {path.name: path.read_bytes() for path in folder.directory.iterdir()}
+  data = bytearray(whole[name])
+  data[at] ^= ord("\n") ^ ord(" ") if data[at:at + 1] == b"\n" else 1
+  (folder.directory / name).write_bytes(data)
+  folder.claim(_config(), first=False)  # which mends nothing
+  assert (folder.directory / name).read_bytes() == data
+  folder.claim(_config())
+  assert {path.name: path.read_bytes() for path in folder.directory.iterdir()} == whole
+  assert "is damaged" in caplog.text
+
+
 @pytest.mark.parametrize("made", ["rounds/0/evaluation/results.json", "checkpoints/2/meta", "sequences/DONE.json",
                                   "rounds/1/shards/scan-00000.parquet", "metrics.jsonl"])
 def test_where_something_was_made_another_config_is_refused(tmp_path, made):
