@@ -26,7 +26,7 @@ CHUNKS, CHUNK_TOKENS = 10_000_000, 512
 # The corpora that the index is reckoned for (the last is EntropyLong's), and the numbers of Qwen3-Embedding's vectors.
 CORPORA, DIMS = (10_000_000, 100_000_000, 644_000_000), (1024, 512, 256)
 # A slice of 64 chips has 16 hosts of four chips; memory of such a host, GB (Google's machine types ct5lp-hightpu-4t,
-# ct5p-hightpu-4t, ct6e-standard-4t), half of which is left to the index.
+# ct5p-hightpu-4t, ct6e-standard-4t; pods_text.md says where the numbers are from), half of which is left to the index.
 SLICE_HOSTS, HOST_GB = 16, {"v5e": 192, "v5p": 448, "v6e": 720}
 
 

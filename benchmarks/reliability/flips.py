@@ -1,11 +1,13 @@
 """A byte of a file is flipped, in a run, its caches or its checkpoints: nothing may change in silence.
 
-  python -m benchmarks.reliability.flips --folder=runs/flips [--count=300] [--seed=0] [--cold=10] [--defects]
+  python -m benchmarks.reliability.flips --folder=runs/flips [--count=300] [--seed=0] [--defects]
 
 A small run is stopped at each of `STOPS`, and once left to its end. For each flip one of these is copied, a random byte
 of a random file of it or of the caches is changed, and the command that would read it is started: a stopped run goes on
-to its end, of an ended one the page is written and the newest checkpoint is loaded. Most starts are copies of one
-process that has imported the libraries (`forked`), every `--cold`-th one is a process of its own. The outcome is one of
+to its end, of an ended one the page is written and the newest checkpoint is loaded. Flips of the same stopped run are
+done `--together`; where the end is not as it would be without any, each of them is done once more, alone. Most starts
+are copies of one process that has imported the libraries (`forked`), every `--cold`-th one is a process of its own. The
+outcome is one of
 
   told      it ended with one sentence and code 1, or a line says what is left out
   rebuilt   it ended well, with a line about the damage, and with the bytes of a run that was never touched
@@ -23,11 +25,14 @@ import argparse
 import collections
 import contextlib
 import dataclasses
+import itertools
 import json
 import pathlib
 import random
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from benchmarks.reliability import forked, readers
@@ -98,15 +103,27 @@ def draw(scene: Scene, rng: random.Random) -> Flip:
   return Flip(run, cached, str(path.relative_to(parent)), rng.randrange(path.stat().st_size), rng.randrange(1, 256))
 
 
-def outcome(scene: Scene, flip: Flip, whole: "Whole", cold: bool) -> tuple[str, str]:
-  """What became of a flip, and the line that was said of it."""
-  trial = _copied(scene.folder / flip.run, scene.folder / "trial")
+def outcomes(scene: Scene, flips: Sequence[Flip], whole: "Whole", cold: bool) -> list[tuple[str, str]]:
+  """What became of each of some flips of one run, and the line that was said of it; [] where they have to be alone."""
+  trial = _copied(scene.folder / flips[0].run, scene.folder / "trial")
   _copied(scene.folder / "cache", scene.cache)
-  path = (scene.cache if flip.cached else trial) / flip.file
-  data = bytearray(path.read_bytes())
-  data[flip.at] ^= flip.mask
-  path.write_bytes(data)
-  return judged(scene, trial, whole, cold, "" if flip.cached else flip.file)
+  for flip in flips:
+    path = (scene.cache if flip.cached else trial) / flip.file
+    data = bytearray(path.read_bytes())
+    data[flip.at] ^= flip.mask
+    path.write_bytes(data)
+  changed = {flip.file for flip in flips if not flip.cached}
+  ended, said = judged(scene, trial, whole, cold, changed)
+  if len(flips) == 1:
+    return [(ended, "\n".join(said)[:2000])]
+  if ended not in ("rebuilt", "harmless", "unread"):
+    return []
+  found = []
+  for flip in flips:
+    line = next((line for line in said if flip.file in line), "")
+    unread = not line and not flip.cached and (trial / flip.file).exists() and _is_told(trial / flip.file)
+    found.append(("rebuilt" if line else "unread" if unread else "harmless", line))
+  return found
 
 
 class Whole(NamedTuple):
@@ -115,25 +132,28 @@ class Whole(NamedTuple):
   read: str
 
 
-def judged(scene: Scene, trial: pathlib.Path, whole: Whole, cold: bool = False, changed: str = "") -> tuple[str, str]:
-  """The outcome of going on with a run one of whose files was `changed`, of an ended one of reading it."""
+def judged(scene: Scene, trial: pathlib.Path, whole: Whole, cold: bool = False, changed: AbstractSet[str] = frozenset()
+           ) -> tuple[str, list[str]]:
+  """The outcome of going on with a run whose files `changed`, of an ended one of reading it; lines about damage."""
   ended = (trial / "final.json").exists()
   ran = _read(scene, "done", trial, cold) if ended else (forked.start if cold else forked.run)(
       "tests.small_run", scene.command(trial), scene.folder, PATIENCE)
-  said = _of_damage([*ran.err.splitlines(), *ran.out.splitlines() * ended])
+  # The page has long lines.
+  said = [line[max(0, line.find("damaged") - 200):][:400] for line in [
+      *ran.err.splitlines(), *ran.out.splitlines() * ended] if "damaged" in line]
   if ran.code == 1 and "Traceback" not in ran.err and ran.err.splitlines()[-1].startswith("error: "):
-    return "told", ran.err.splitlines()[-1]
+    return "told", [ran.err.splitlines()[-1]]
   if ran.code != 0:
-    return "BROKEN", ran.err[-1500:]
+    return "BROKEN", [ran.err[-1500:]]
   if ended:
     return ("told" if said else "harmless" if ran.out == whole.read else "SILENT"), said
   if different := whole.files ^ set(_expect(_read(scene, "told", trial), 0).out.splitlines()):
     names = {line.split()[0] for line in different}
     if said and names == {"metrics"}:
       return "told", said  # a line of a step that is over cannot be made again
-    if names == {changed} and _is_told(trial / changed):
+    if names <= changed and all(_is_told(trial / name) for name in names):
       return "unread", said
-    return "SILENT", ", ".join(sorted(different)[:4])
+    return "SILENT", sorted(different)[:4]
   return ("rebuilt" if said else "harmless"), said
 
 
@@ -146,13 +166,6 @@ def _is_told(path: pathlib.Path) -> bool:
   return False
 
 
-def _of_damage(lines: list[str]) -> str:
-  """What is first said of damage, without the rest of its line: the page has long ones."""
-  line = next((line for line in lines if "damaged" in line), "")
-  at = line.find("damaged")
-  return line[max(0, at - 200):at + 200]
-
-
 def unseen_defects(scene: Scene, whole: Whole) -> list[str]:
   """The planted defects that are not seen, or seen where they are not."""
   found = []
@@ -163,9 +176,18 @@ def unseen_defects(scene: Scene, whole: Whole) -> list[str]:
       defect.change(trial)
       with defect.plant() if planted else contextlib.nullcontext():
         ended, said = judged(scene, trial, whole)
-      print(f"{name}{'' if planted else ', not planted'}: {ended}: {said[-300:]}", flush=True)
+      print(f"{name}{'' if planted else ', not planted'}: {ended}: {' '.join(said)[:300]}", flush=True)
       if ended not in (("SILENT", "BROKEN") if planted else (defect.without,)):
         found.append(f"{name}{'' if planted else ', not planted'}: {ended}")
+  return found
+
+
+def grouped(flips: Mapping[int, Flip], together: int) -> list[list[int]]:
+  """The numbers of flips that are done together: those of one stopped run; of an ended one each is alone."""
+  found: list[list[int]] = []
+  for run in sorted({flip.run for flip in flips.values()}):
+    mine = [number for number, flip in flips.items() if flip.run == run]
+    found += [list(group) for group in itertools.batched(mine, 1 if run == WHOLE else together)]
   return found
 
 
@@ -205,7 +227,8 @@ def main() -> None:
   parser.add_argument("--count", type=int, default=300, help="flips in all")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--stops", default=",".join(STOPS), help="where runs are stopped (default: %(default)s)")
-  parser.add_argument("--cold", type=int, default=10, help="every so-manieth is started as a process of its own")
+  parser.add_argument("--together", type=int, default=5, help="flips of a start, where the run is a stopped one")
+  parser.add_argument("--cold", type=int, default=10, help="every so-manieth start is a process of its own")
   parser.add_argument("--defects", action="store_true", help="plant defects too")
   flags = parser.parse_args()
   folder = flags.folder.absolute()
@@ -213,18 +236,27 @@ def main() -> None:
   forked.prepare(folder / "compiled")
   scene, results = make_scene(folder, tuple(flags.stops.split(","))), folder / "results.jsonl"
   whole = reference(scene)
-  done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-  while len(done) < flags.count:
-    flip = draw(scene, random.Random(f"{flags.seed} {len(done)}"))
-    cold = len(done) % flags.cold == flags.cold - 1
-    found, said = outcome(scene, flip, whole, cold)
-    done.append({"outcome": found, "said": said, "cold": cold, **dataclasses.asdict(flip)})
-    with results.open("a") as file:
-      file.write(json.dumps(done[-1]) + "\n")
-    print(f"{len(done)}: {found}{' (cold)' * cold}: {flip.run}, {'cache, ' * flip.cached}{flip.file}, byte {flip.at}: "
-          f"{said}", flush=True)
-  counts = collections.Counter(row["outcome"] for row in done)
-  print(f"{len(done)} flips, {sum(row['cold'] for row in done)} of them cold starts: "
+  done = {row["number"]: row for row in map(json.loads, results.read_text().splitlines())} if results.exists() else {}
+  flips = {number: draw(scene, random.Random(f"{flags.seed} {number}")) for number in range(flags.count)}
+  groups = grouped({number: flip for number, flip in flips.items() if number not in done}, flags.together)
+  starts = len({row["start"] for row in done.values()})
+  while groups:
+    group, starts = groups.pop(0), starts + 1
+    cold = starts % flags.cold == 0
+    found = outcomes(scene, [flips[number] for number in group], whole, cold)
+    if not found:
+      print(f"{len(group)} flips of {flips[group[0]].run} go alone, as not all ended as without any", flush=True)
+      groups[:0] = [[number] for number in group]
+    for number, (ended, said) in zip(group, found):
+      flip = flips[number]
+      done[number] = {"number": number, "outcome": ended, "said": said, "start": starts, "cold": cold,
+                      **dataclasses.asdict(flip)}
+      with results.open("a") as file:
+        file.write(json.dumps(done[number]) + "\n")
+      print(f"{len(done)}: {ended}{' (cold)' * cold}: {flip.run}, {'cache, ' * flip.cached}{flip.file}, "
+            f"byte {flip.at}: {said}", flush=True)
+  counts = collections.Counter(row["outcome"] for row in done.values())
+  print(f"{len(done)} flips, {starts} starts, {starts // flags.cold} of them cold: "
         + ", ".join(f"{count} {name}" for name, count in sorted(counts.items())))
   unseen = unseen_defects(scene, whole) if flags.defects else []
   if flags.defects:

@@ -20,8 +20,8 @@ import jax
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 # What commands import after their flags; no module that is run itself.
-LIBRARIES = ("transformers", "orbax.checkpoint", "grain", "pyarrow.parquet", "scann", "policylong.loop",
-             "policylong.sft.tuning", "policylong.model.stored", "policylong.commands.run",
+LIBRARIES = ("pandas", "pyarrow.dataset", "pyarrow.parquet", "transformers", "orbax.checkpoint", "grain", "scann",
+             "policylong.loop", "policylong.sft.tuning", "policylong.model.stored", "policylong.commands.run",
              "policylong.evaluation.benchmarks", "policylong.report.page", "policylong.status", "tests.small_run",
              "tests.small_chat", "benchmarks.reliability.kills")
 # Bytes that a copy may take: what a hostile input makes of a command is not to take the machine down.
