@@ -168,13 +168,14 @@ def test_what_was_lost_of_rounds_that_are_over_is_made_again_by_the_policy_that_
   shutil.copytree(whole, lost)
   shutil.rmtree(lost / "checkpoints" / "8")
   (lost / "final.json").unlink()
-  for path in (lost / "rounds/0/evaluation/results.json", *(lost / "rounds/0/evaluation/nlls").iterdir()):
+  base = lost / "rounds/0/evaluation"
+  for path in (base / "results.json", *(base / "nlls").iterdir(), *base.glob("key_tokens/*/DONE.json")):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
   again = run_main(config, lost)
   assert again.returncode == 0, again.stderr[-3000:]
-  assert "results.json is damaged" in again.stderr and ".npy is damaged" in again.stderr
+  assert all(f"{name} is damaged" in again.stderr for name in ("results.json", ".npy", "DONE.json"))
   (step, wanted), (other, found) = _leaves(whole), _leaves(lost)
   assert step == other == 8
   assert [name for name, leaf in wanted.items() if leaf.tobytes() != found[name].tobytes()] == []

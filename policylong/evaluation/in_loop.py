@@ -52,6 +52,9 @@ class RoundEvaluation:
     if hosts.is_first():
       whole_or_gone(folder / "DONE.json", read_json)
       results.mend(folder / "results.json")
+      # The base model's key tokens are those of all rounds, and it is the one to name them again.
+      if not all([whole_or_gone(marker, read_json) for marker in folder.glob("key_tokens/*/DONE.json")]):
+        (folder / "DONE.json").unlink(missing_ok=True)
     return not self._config.eval.tasks or bool(hosts.agreed(
         (folder / "DONE.json").exists() and (folder / "results.json").exists()))
 
