@@ -193,11 +193,11 @@ class _Stages:
           mending.mend(round_)
       step = self.trainer.start_step(max(1, round_.index - self.config.max_staleness))
       if newest > step and not hosts.agreed(round_.screened_path.exists()):
-        self.prepare(round_, self.state_at(step))
+        self.prepare(round_, self.earlier_state(step, round_.directory))
     for index in range(self.config.rounds + 1):
       step = self.trainer.start_step(index + 1)
       if newest > step and not self.evaluation.done(index):
-        self.evaluate(index, self.state_at(step))
+        self.evaluate(index, self.earlier_state(step, self.workdir.round(index).evaluation))
 
   def newest_state(self) -> TrainState:
     """The newest checkpoint, or the base model before the first step."""
@@ -208,6 +208,14 @@ class _Stages:
     model = self.config.model
     return self.trainer.restore(step) if step else self.trainer.initial(hf.load_params(
         model.path, self.model, np.float32, self.mesh, sha256=model.sha256))
+
+  def earlier_state(self, step: int, damaged: epath.Path) -> TrainState:
+    """As `state_at`, of the policy that made what is `damaged`; without it, a sentence says what helps."""
+    try:
+      return self.state_at(step)
+    except UserError as error:
+      raise UserError(f"something of {damaged} is damaged or gone, and the policy that can make it again is too: put a "
+                      f"whole copy of that folder or of {self.workdir.checkpoints / str(step)} in its place") from error
 
   def trained(self, round_: Round, state: TrainState) -> bool:
     """Whether a round is over. A round that is marked as done and whose last checkpoint is gone is trained again."""
