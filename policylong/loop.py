@@ -16,8 +16,8 @@ is screened.
 
 Every stage leaves finished files behind, so `run` may be killed at any instant and called again.
 
-With several processes, each scores its share of the roots, holds its share of the index and feeds its
-devices; the first one writes markers and tables, and says what is finished (`hosts.agreed`).
+With several processes, each scores its share of the roots, holds its share of the index, makes its share of the
+sequences and feeds its devices; the first one writes markers and tables, and says what is finished (`hosts.agreed`).
 """
 
 import contextlib
@@ -63,6 +63,7 @@ from policylong.synthesis import storage
 from policylong.synthesis.method import Inputs, Screened
 from policylong.synthesis.methods import METHODS
 from policylong.synthesis.storage import sequence_paths, write_sequences
+from policylong.synthesis.together import write_together
 from policylong.training import scalars, wandb_run
 from policylong.training.metrics import write_scalars
 from policylong.training.state import TrainState
@@ -279,16 +280,22 @@ class _Stages:
 
   def synthesize(self, round_: Round, policy_step: int) -> dict:
     """Writes the round's training sequences; returns their counts, of the first process."""
-    config, library = self.config, self.library
-    if not hosts.is_first():
-      library.serve()
-      return {}
-    masked = config.training.document_masking
+    config, library, masked = self.config, self.library, self.config.training.document_masking
+    hosts.barrier("tables")  # of which sequences are made
     screened = self.screened(round_) if self.screens else None
-    written = write_sequences(self.method.sequences(Inputs(
-        config.seed, round_.index, policy_step, config.synthesis.sequence_length - len(self.beginning), self.sequences,
-        config.method_options, library, screened)), round_.directory, packed=masked, beginning=self.beginning)
-    library.done()
+    inputs = Inputs(config.seed, round_.index, policy_step, config.synthesis.sequence_length - len(self.beginning),
+                    self.sequences, config.method_options, library, screened)
+    written = 0
+    if screened:
+      written = write_together(self.method.sequences, inputs, round_, packed=masked, beginning=self.beginning)
+    elif hosts.is_first():
+      written = write_sequences(self.method.sequences(inputs), round_.directory, packed=masked,
+                                beginning=self.beginning)
+      library.done()
+    else:
+      library.serve()
+    if not hosts.is_first():
+      return {}
     if not written:
       raise UserError(f"{config.method}, round {round_.index}: none of its screening.roots_per_round = "
                       f"{config.screening.roots_per_round} roots gives a sequence, so all "

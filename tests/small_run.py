@@ -146,6 +146,8 @@ if __name__ == "__main__":
   from policylong.commands import config_flags
   from policylong.errors import run_command
   from policylong.retrieval import rows
+  from policylong.synthesis import together
   rows.SHARD_ROWS = 16  # several files of vectors even of so few chunks, so that every process has some
+  together.GROUP_ROOTS = 2  # several groups even of so few roots
   config_flags.parse(main.__doc__, required=("config", "workdir"))
   run_command(main.main)

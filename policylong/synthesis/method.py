@@ -64,7 +64,8 @@ class Screened:
   """What the policy said of the round's roots.
 
   roots: in the order in which they are used. filler: see `assembly.Filler`. negatives_per_positive: that a positive
-  brings at most; None: as many as fit.
+  brings at most; None: as many as fit. more: whether these are not the last roots, so that a sequence that they leave
+  unfilled is not made.
   """
   roots: Sequence[Root]
   positives: Sequence[Positive]
@@ -72,6 +73,7 @@ class Screened:
   chunk_tokens: ChunkTokens
   filler: Filler
   negatives_per_positive: int | None
+  more: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

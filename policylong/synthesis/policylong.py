@@ -32,7 +32,8 @@ def synthesize(screened: Screened, *, separator: np.ndarray, length: int, seed: 
   may bring, until the sequence is full. The last chunk is cut to fit; what is left over is dropped. A
   block that does not fill the sequence is joined with the next root's if that root and its best
   positive fit whole, behind a separator; if not, or if no root is left, random chunks fill the last
-  block. At last each block's contexts are shuffled by (seed, round, root), fillers among them.
+  block; where more roots are to come (`Screened.more`) that last sequence is not made. At last each block's contexts
+  are shuffled by (seed, round, root), fillers among them.
 
   Args:
     screened: what the policy said; positives and negatives may come in any order.
@@ -65,7 +66,7 @@ def synthesize(screened: Screened, *, separator: np.ndarray, length: int, seed: 
     if draft.full:
       yield draft.finish(screened.filler, order, policy_step)
       draft = empty()
-  if len(draft):
+  if len(draft) and not screened.more:
     yield draft.finish(screened.filler, order, policy_step)
 
 

@@ -1,6 +1,7 @@
 """Sequences on disk: array_record for training, one Parquet table of spans for people.
 
-  sequences/part-00000.array_record ...   a record is the L tokens of a sequence, little-endian int32
+  sequences/part-00000.array_record ...   a record is the L tokens of a sequence, little-endian int32 (the numbers of
+                                          the parts may have gaps, see `together`)
   sequences/MANIFEST.json                 the sha256 of each (`storage.manifest`)
   sequences.parquet                       one row a span: `sequence` (which record), then the fields of
                                           `records.Span`; written last
@@ -52,21 +53,34 @@ def write_sequences(sequences: Iterable[LongSequence], directory: epath.PathLike
   directory = epath.Path(directory)
   table_path = directory / "sequences.parquet"
   table_path.unlink(missing_ok=True)
-  spans: list[Span] = []
-  numbers: list[int] = []
-
-  def noted() -> Iterator[np.ndarray]:
-    for count, sequence in enumerate(sequences):
-      if len(beginning):
-        sequence = packing.begun(sequence, np.asarray(beginning, np.int32), packed)
-      yield packing.by_document(sequence) if packed else sequence.tokens
-      spans.extend(sequence.spans)
-      numbers.extend([count] * len(sequence.spans))
-
-  count = write_records(noted(), directory / "sequences")
-  table = tables.from_records(Span, spans)
-  tables.write(table_path, table.add_column(0, "sequence", pa.array(numbers, pa.int64())))
+  records = Records(sequences, packed, beginning)
+  count = write_records(records, directory / "sequences")
+  tables.write(table_path, records.spans())
   return count
+
+
+class Records:
+  """What is written of sequences: each as a record when it is iterated over, and the spans of those so far.
+
+  The arguments are those of `write_sequences`.
+  """
+
+  def __init__(self, sequences: Iterable[LongSequence], packed: bool, beginning: Sequence[int] | np.ndarray):
+    self._sequences, self._packed, self._beginning = sequences, packed, np.asarray(beginning, np.int32)
+    self._spans: list[Span] = []
+    self._numbers: list[int] = []
+
+  def __iter__(self) -> Iterator[np.ndarray]:
+    for count, sequence in enumerate(self._sequences):
+      if len(self._beginning):
+        sequence = packing.begun(sequence, self._beginning, self._packed)
+      yield packing.by_document(sequence) if self._packed else sequence.tokens
+      self._spans.extend(sequence.spans)
+      self._numbers.extend([count] * len(sequence.spans))
+
+  def spans(self) -> pa.Table:
+    """A row a span: `sequence`, which record from 0, then the fields of `records.Span`."""
+    return tables.from_records(Span, self._spans).add_column(0, "sequence", pa.array(self._numbers, pa.int64()))
 
 
 def write_records(arrays: Iterable[np.ndarray], folder: epath.PathLike) -> int:
@@ -77,16 +91,12 @@ def write_records(arrays: Iterable[np.ndarray], folder: epath.PathLike) -> int:
   Raises:
     OSError: the disk is full, or the folder cannot be written.
   """
-  folder = epath.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  (folder / manifest.NAME).unlink(missing_ok=True)
-  for path in folder.glob("*part-*"):
-    path.unlink()
+  folder = emptied(folder)
   shard = None
   count = files = 0
   for array in arrays:
     if shard is None:
-      shard = _Shard(folder / f"part-{files:05d}.array_record")
+      shard = _Shard(part(folder, files))
       files += 1
     shard.write(array)
     count += 1
@@ -95,8 +105,38 @@ def write_records(arrays: Iterable[np.ndarray], folder: epath.PathLike) -> int:
       shard = None
   if shard is not None:
     shard.close()
-  manifest.write(folder, lambda name: name.startswith("part-"))
+  sealed(folder)
   return count
+
+
+def emptied(folder: epath.PathLike) -> epath.Path:
+  """The folder, made if need be, without the files of an earlier attempt."""
+  folder = epath.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / manifest.NAME).unlink(missing_ok=True)
+  for path in folder.glob("*part-*"):
+    path.unlink()
+  return folder
+
+
+def part(folder: epath.Path, number: int) -> epath.Path:
+  """The path of an array_record file."""
+  return folder / f"part-{number:05d}.array_record"
+
+
+def write_part(path: epath.Path, arrays: Iterable[np.ndarray]) -> None:
+  """Writes each array's numbers as a record of one file, whole or not at all; none where there is no array."""
+  shard = None
+  for array in arrays:
+    shard = shard or _Shard(path)
+    shard.write(array)
+  if shard is not None:
+    shard.close()
+
+
+def sealed(folder: epath.Path) -> None:
+  """Writes the manifest of a folder whose array_record files are all there."""
+  manifest.write(folder, lambda name: name.startswith("part-"))
 
 
 def sequence_paths(folder: epath.PathLike) -> list[epath.Path]:
