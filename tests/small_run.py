@@ -88,6 +88,7 @@ def write_talks(path: pathlib.Path, count: int = 24) -> None:
 
 def _die_at(kill: str) -> None:
   """Wraps the functions that finish a stage's piece of work, so that one of their calls kills the process."""
+  from policylong import loop
   from policylong.evaluation import results
   from policylong.screening import screen
   from policylong.storage import tables, workdir
@@ -123,7 +124,7 @@ def _die_at(kill: str) -> None:
   elif stage == "between":  # the round is trained; its marker is not there yet, or just is
     workdir.write_json = dying(workdir.write_json, named("DONE"), before=int(call) == 1)
   elif stage == "final":  # the run is done, and its page is not written again yet
-    workdir.write_json = dying(workdir.write_json, named("final"), before=False)
+    loop.write_json = dying(loop.write_json, named("final"), before=False)
   elif stage == "evaluation":  # one benchmark's results are there, or not yet
     results.write_bare_json = dying(results.write_bare_json, named("results"), before=True)
   elif stage == "synthesis":
