@@ -42,7 +42,8 @@ def main() -> None:
 
 def text(run: Run, now: Standing) -> str:
   """One screen."""
-  lines = [("run", run.directory), ("config", _config(run)), ("state", now.life), *now.facts]
+  lines = [("run", run.directory), ("config", _config(run)), ("state", now.life), *now.facts,
+           *(("damage", note) for note in run.notes if "damaged" in note)]
   width = max(len(name) for name, _ in lines) + 2
   parts = ["\n".join(textwrap.fill(sentence, _WIDTH, initial_indent=f"{name:{width}}", subsequent_indent=" " * width,
                                    break_long_words=False, break_on_hyphens=False) for name, sentence in lines)]

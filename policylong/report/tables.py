@@ -259,7 +259,7 @@ def _metrics(path, notes, expected: bool) -> list[dict]:
     except (ValueError, TypeError, KeyError):
       bad += 1
   if bad:
-    notes.append(f"metrics.jsonl has {bad} line{'s' * (bad > 1)} that cannot be read; skipped.")
+    notes.append(f"metrics.jsonl has {bad} line{'s' * (bad > 1)} damaged or cut off, and left out.")
   # A run that was killed and resumed writes some steps twice; the later line is the one that counts.
   return [row for _, row in sorted({row["step"]: row for row in rows}.items())]
 

@@ -383,7 +383,7 @@ def test_a_loss_that_is_not_a_number_is_flagged(tmp_path):
   path.write_text("\n".join(lines) + "\n{\"round\": 2, \"st")
   page = written(tmp_path)
   assert "The training loss is not a number at 1 of 24 steps." in page.all("div", "card")[0].text
-  assert "metrics.jsonl has 1 line that cannot be read; skipped." in page.text
+  assert "metrics.jsonl has 1 line damaged or cut off, and left out." in page.text
 
 
 def test_without_a_corpus_the_page_shows_ids_and_says_so_once(run, tmp_path):

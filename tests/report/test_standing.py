@@ -273,6 +273,15 @@ def test_the_command_exits_as_every_command_does(arguments, code, said):
   assert said in result.stdout + result.stderr and "Traceback" not in result.stderr
 
 
+def test_numbers_of_which_some_are_damaged_are_not_shown_without_a_word(tmp_path):
+  fake_run.write(tmp_path, roots=6)
+  assert "damage" not in status.text(read_run(Workdir(tmp_path)), stands(tmp_path))
+  path = tmp_path / "metrics.jsonl"
+  path.write_text(path.read_text().replace('"loss"', '"lo s"', 1))
+  assert "metrics.jsonl has 1 line damaged or cut off, and left out." in status.text(
+      read_run(Workdir(tmp_path)), stands(tmp_path))
+
+
 def test_a_damaged_config_is_one_sentence(tmp_path):
   (tmp_path / "config.json").write_text("{")
   result = subprocess.run([sys.executable, "-m", "policylong.status", f"--workdir={tmp_path}"], capture_output=True,
