@@ -41,7 +41,7 @@ def leads() -> list[tuple[str, str]]:
 def write_base_corpus(path: pathlib.Path, planted: int) -> None:
   """All real text that is not held out, and `planted` documents of a world that is used for nothing else."""
   texts = itertools.islice(training_documents(World(BASE_WORLD)), planted)
-  _write(path, [*speeches(held_out=False), *leads(), *((f"base/{i}", text) for i, text in enumerate(texts))])
+  write_documents(path, [*speeches(held_out=False), *leads(), *((f"base/{i}", text) for i, text in enumerate(texts))])
 
 
 def write_corpus(directory: pathlib.Path, letters: int, speech_count: int, lead_count: int) -> None:
@@ -62,13 +62,14 @@ def write_corpus(directory: pathlib.Path, letters: int, speech_count: int, lead_
     texts.append((f"letter/{i}", letter.text))
     truth[f"letters/letter/{i}"] = [[start, f"entries/entry/{place.name}", relation]
                                     for place, relation, start in letter.told]
-  _write(directory / "letters.jsonl", texts)
-  _write(directory / "entries.jsonl", entries)
-  _write(directory / "real.jsonl", [*speeches(held_out=False)[:speech_count], *leads()[:lead_count]])
+  write_documents(directory / "letters.jsonl", texts)
+  write_documents(directory / "entries.jsonl", entries)
+  write_documents(directory / "real.jsonl", [*speeches(held_out=False)[:speech_count], *leads()[:lead_count]])
   write_atomically(directory / "truth.json", json.dumps(truth).encode())
 
 
-def _write(path: pathlib.Path, documents: Iterable[tuple[str, str]]) -> None:
+def write_documents(path: pathlib.Path, documents: Iterable[tuple[str, str]]) -> None:
+  """A JSONL of (id, text) pairs."""
   path.parent.mkdir(parents=True, exist_ok=True)
   lines = [json.dumps({"id": title, "text": text}, ensure_ascii=False) + "\n" for title, text in documents]
   write_atomically(path, "".join(lines).encode())

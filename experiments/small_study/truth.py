@@ -70,7 +70,7 @@ class Truth:
     found = {}
     for row in tables.read(round_.table("roots")).select(["doc_id", "start", "pieces"]).to_pylist():
       starts = list(itertools.accumulate(map(len, row["pieces"]), initial=row["start"]))
-      for start, entry, _ in self.facts[row["doc_id"]]:
+      for start, entry, *_ in self.facts[row["doc_id"]]:
         if row["start"] <= start < starts[-1]:
           value = re.compile(r"\w+").match(self._texts[row["doc_id"]], start)[0]
           found[row["doc_id"], bisect.bisect_right(starts, start) - 1] = entry, value
@@ -112,7 +112,7 @@ def _pairs(round_, told, truth):
 
 
 def _documents(round_, truth):
-  told = {letter: {entry for _, entry, _ in facts} for letter, facts in truth.facts.items()}
+  told = {letter: {entry for _, entry, *_ in facts} for letter, facts in truth.facts.items()}
   helpful = {name: [_document(row["chunk_id"]) in told[row["doc_id"]]
                     for row in tables.read(round_.table(name)).to_pylist()] for name in ("positives", "negatives")}
   unhelpful = 1 - _mean(helpful["negatives"]) if helpful["negatives"] else None

@@ -170,6 +170,18 @@ class World:
     """Heads, half of the time."""
     return bool(self._rng.integers(2))
 
+  def one_of(self, items: Sequence):
+    """One of the items."""
+    return items[self._rng.integers(len(items))]
+
+  def notes(self, count: int) -> list[str]:
+    """So many different sentences that say nothing."""
+    return [_NOTES[i] for i in self._rng.choice(len(_NOTES), count, replace=False)]
+
+  def other_value(self, relation: str, value: str) -> str:
+    """A value of this kind of fact that is not `value`."""
+    return self._one([other for other in VALUES[relation] if other != value])
+
   def _place(self, name: str) -> Place:
     relations = self._rng.choice(list(RELATIONS), FACTS_IN_ENTRY, replace=False)
     return Place(name, {str(relation): self._one(VALUES[relation]) for relation in relations})

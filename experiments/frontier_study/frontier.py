@@ -1,0 +1,102 @@
+"""Where a policy's frontier is: which true sources it can use, by their difficulty, on letters that nobody trains on.
+
+A source is *verified* where the policy, reading it in front of its letter, becomes surer of the told value (its entropy
+there falls by more than EPSILON) and the value likelier (by more than MARGIN nats). Both are the same for every policy,
+whatever its run's thresholds are. No loop takes part: every source is scored, none is searched for.
+"""
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.frontier_study.corpora import PLACES_IN_LETTER
+from experiments.frontier_study.world import STUDIED, FrontierWorld, Told
+from experiments.small_study.corpora import TASK_WORLD
+from policylong.model.stored import open_model
+from policylong.model.tokenizer import encode
+from policylong.screening.scorer import Row, Scorer
+from policylong.screening.verify import Pair, verify
+
+# EntropyLong's epsilon, and more than 99% of random contexts lower the loss by.
+EPSILON, MARGIN = 0.4, 0.5
+SEPARATOR = "\n\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+  """What a policy said of each told value of the letters; arrays have a place for each of them.
+
+  number: of its source's difficulty. gain, drop: with the source alone in front of the letter, the share by which the
+  entropy fell and the nats by which the loss did. loss: nats of the value with all sources and other entries before it,
+  a context as long as what the model is trained on.
+  """
+  number: np.ndarray
+  gain: np.ndarray
+  drop: np.ndarray
+  loss: np.ndarray
+
+  def numbers(self) -> dict[str, float]:
+    """verified: share of the sources; verified@N: of those of number N; told_nll, told_nll@N: mean loss likewise."""
+    verified = (self.gain > EPSILON) & (self.drop > MARGIN)
+    found = {"verified": float(verified.mean()), "told_nll": float(self.loss.mean(dtype=np.float64))}
+    for number in np.unique(self.number).tolist():
+      of_number = self.number == number
+      found |= {f"verified@{number}": float(verified[of_number].mean()),
+                f"told_nll@{number}": float(self.loss[of_number].mean(dtype=np.float64))}
+    return found
+
+
+def read(path: pathlib.Path, letters: int, length: int, mesh: jax.sharding.Mesh) -> Reading:
+  """Of a model in an HF directory, a run or a checkpoint, made to read `length` tokens whether trained to or not."""
+  stored = open_model(path)
+  scorer = Scorer(stored.load(jnp.float32, mesh), stored.config.trained_on(length), mesh, dtype="float32",
+                  tokens_per_batch=4096, bucket_multiple=64)
+  world = FrontierWorld(TASK_WORLD, STUDIED)
+  pairs: list[Pair] = []
+  rows: list[Row] = []
+  number = []
+  for i in range(letters):
+    told = world.told(PLACES_IN_LETTER)
+    root, positions = value_positions(stored.tokenizer, told)
+    sources = [tokens(stored.tokenizer, text) for _, text in told.sources]
+    pairs += [Pair(str(i), root, positions, source) for source in sources]
+    rows.append(_long_row(world, stored.tokenizer, sources, root, positions, length))
+    number += [difficulty.number for difficulty in told.difficulties]
+  places = list(itertools.islice(itertools.cycle(range(PLACES_IN_LETTER)), len(pairs)))
+  before, after, nll_before, nll_after = (
+      np.array([values[place] for values, place in zip(column, places)], np.float64)
+      for column in zip(*verify(scorer, pairs, PLACES_IN_LETTER)))
+  long = scorer.likelihoods(rows, PLACES_IN_LETTER)
+  return Reading(np.array(number), (before - after) / before, nll_before - nll_after,
+                 np.concatenate([nll for _, nll in long]))
+
+
+def value_positions(tokenizer, told: Told) -> tuple[np.ndarray, np.ndarray]:
+  """(int32[T] tokens of the letter, int32[places] where the first token of each told value stands)."""
+  encoding = tokenizer(told.letter.text, add_special_tokens=False, return_offsets_mapping=True)
+  ends = np.array([end for _, end in encoding["offset_mapping"]])
+  starts = [start for _, _, start in told.letter.told]
+  return np.asarray(encoding["input_ids"], np.int32), np.searchsorted(ends, starts, side="right").astype(np.int32)
+
+
+def tokens(tokenizer, text: str) -> np.ndarray:
+  """int32: of an entry and what separates it from what follows."""
+  return encode(tokenizer, text + SEPARATOR)[0]
+
+
+def _long_row(world: FrontierWorld, tokenizer, sources: Sequence[np.ndarray], root: np.ndarray, positions: np.ndarray,
+              length: int) -> Row:
+  """The letter at the end of `length` tokens of its sources and other entries, mixed; the first entry is cut to fit."""
+  room = length - len(root) - sum(map(len, sources))
+  others: list[np.ndarray] = []
+  while room > 0:
+    others.append(tokens(tokenizer, world.bystander()[1])[-room:])
+    room -= len(others[-1])
+  context = [*others[-1:], *world.mixed([*sources, *others[:-1]])]
+  row = np.concatenate([*context, root])
+  return Row(row, positions + len(row) - len(root), length)

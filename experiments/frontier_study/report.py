@@ -1,0 +1,81 @@
+"""RESULTS.md: what was found, in words written by hand (findings.md), and all numbers, from the cells' outcomes."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from experiments.cells import Grid
+from experiments.frontier_study.study import LENGTH
+from experiments.frontier_study.world import NUMBERS
+from experiments.grid import outcome_path
+from experiments.results import markdown_table, told
+from experiments.small_study.base import LENGTH as BASE_LENGTH
+from experiments.small_study.report import detectable
+from policylong.storage.workdir import read_json, write_atomically
+
+PRIMARY, REFERENCE = "told_nll", "policylong"
+_SCREENING = ("anchored", "recall", "positives", "positives_true", "without_value", "accepted_own", "accepted_control",
+              "offpolicy_gap")
+_BY_SEED = Mapping[int, Mapping[str, float]]
+
+
+def write(grid: Grid, directory: pathlib.Path, findings: pathlib.Path) -> None:
+  """Writes RESULTS.md from the outcomes of the cells that are done."""
+  cells: dict[str, dict[int, dict[str, float]]] = {"base": {0: read_json(directory / "base.json", checked=False)}}
+  done = 0
+  for cell in grid.cells:
+    if (path := outcome_path(cell, directory)).exists() and "numbers" in (outcome := read_json(path, checked=False)):
+      cells.setdefault(cell.name, {})[cell.seed] = outcome["numbers"]
+      done += 1
+  config = grid.cells[0].config
+  read = config.rounds * config.training.steps_per_round * config.training.batch_size * LENGTH
+  numbers = [f"@{number}" for number in NUMBERS]
+  tasks = [f"{task}_nll/{length}" for task in ("needle", "multikey") for length in (BASE_LENGTH, LENGTH)]
+  parts = [
+      findings.read_text() if findings.exists() else "# Results of the frontier study\n",
+      f"Below: means over seeds ± half of the 95% interval (Student's t). {done} of {len(grid.cells)} runs are done, "
+      f"each of {read:,} tokens in sequences of {LENGTH}.\n",
+      "## True sources verified, of all and by the number of their difficulty\n\nAfter the last step, on letters that "
+      "nobody trains on.\n\n" + _table(cells, ["verified", *(f"verified{number}" for number in numbers)]),
+      "## The same on the way\n\n" + _table(cells, sorted(
+          {name for runs in cells.values() for run in runs.values() for name in run if name.endswith("/verified")},
+          key=lambda name: int(name[len("step"):-len("/verified")]))),
+      f"## Nats of a told value in {LENGTH} tokens that hold its source (the primary measure), and by difficulty\n\n"
+      + _table(cells, [PRIMARY, *(f"{PRIMARY}{number}" for number in numbers)]),
+      "## What was there before: the small study's tasks, nats of an answer by length\n\n" + _table(cells, tasks)]
+  if REFERENCE in cells:
+    parts.append("## Differences, seed by seed\n\nIn brackets the smallest true difference that so many seeds would "
+                 "show four times out of five, at the spread that was seen.\n\n" + _differences(cells))
+  parts += [_screening(name, runs) for name, runs in cells.items()
+            if any("round1/recall" in run for run in runs.values())]
+  write_atomically(directory / "RESULTS.md", "\n".join(parts).encode())
+
+
+def _of(runs: _BY_SEED, name: str) -> list[float]:
+  return [run[name] for run in runs.values() if name in run]
+
+
+def _table(cells: Mapping[str, _BY_SEED], names: Sequence[str]) -> str:
+  return markdown_table(("cell", *names), [(cell, *(told(_of(runs, name)) for name in names))
+                                           for cell, runs in cells.items()]) + "\n"
+
+
+def _differences(cells: Mapping[str, _BY_SEED]) -> str:
+  rows = []
+  for other, runs in cells.items():
+    both = sorted(runs.keys() & cells[REFERENCE].keys())
+    if other in ("base", REFERENCE) or not both:
+      continue
+    columns = []
+    for name in (PRIMARY, "verified", f"needle_nll/{BASE_LENGTH}"):
+      values = [cells[REFERENCE][seed][name] - runs[seed][name] for seed in both]
+      columns.append(told(values) + (f" ({detectable(values):.2g})" if len(values) > 1 else ""))
+    rows.append((f"{REFERENCE} − {other}", *columns))
+  return markdown_table(("", PRIMARY, "verified", f"needle_nll/{BASE_LENGTH}"), rows) + "\n"
+
+
+def _screening(cell: str, runs: _BY_SEED) -> str:
+  rounds = sorted({int(name[len("round"):].split("/")[0]) for run in runs.values() for name in run
+                   if name.startswith("round")})
+  return f"## Screening against the truth: {cell}\n\n" + markdown_table(
+      ("", *(f"round {r}" for r in rounds)),
+      [(name, *(told(_of(runs, f"round{r}/{name}")) for r in rounds)) for name in _SCREENING]) + "\n"

@@ -1,0 +1,128 @@
+"""What the sizes of the study have in common: the config that all cells change, the cells, and what is measured.
+
+Every cell starts from the same base model (base.py), which was trained on 512 tokens, and reads the same number of
+tokens in sequences of 1024, or as many fewer as its screening costs.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from configs import demo
+from experiments.frontier_study import base, corpora, frontier
+from experiments.small_study import tasks, truth
+from experiments.small_study.base import LENGTH as BASE_LENGTH
+from experiments.small_study.base import MODEL
+from experiments.small_study.measures import open_for_length
+from policylong import config as config_lib
+from policylong.devices.mesh import make_mesh
+from policylong.errors import UserError
+
+DIRECTORY = pathlib.Path("runs/frontier_study")
+LENGTH = 2 * BASE_LENGTH
+# After each of so many equal parts of the training the frontier is measured: PolicyLong's rounds.
+PARTS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+  """How much is done.
+
+  letters, leads: documents of the corpus. steps: of training, in all rounds together, each of `batch` sequences. roots:
+  that may be screened, in all rounds together. held_out: letters by which the frontier is measured. prompts: of a task
+  at each length.
+  """
+  name: str
+  letters: int
+  leads: int
+  steps: int
+  batch: int
+  roots: int
+  held_out: int
+  prompts: int
+
+  @property
+  def corpus(self) -> pathlib.Path:
+    """Where the corpus lies."""
+    return DIRECTORY / f"corpus-{self.letters}-{self.leads}"
+
+  def prepare(self) -> None:
+    """Writes the corpus if it is not there.
+
+    Raises:
+      UserError: the base model is not there.
+    """
+    if not (base.PATH / "config.json").exists():
+      raise UserError(f"{base.PATH} holds no model: start from the project's folder, or make it by "
+                      "python -m experiments.frontier_study.base --workdir=runs/frontier_study/base")
+    if not (self.corpus / "truth.json").exists():
+      corpora.write_corpus(self.corpus, self.letters, self.leads)
+
+  def get_config(self) -> ConfigDict:
+    """PolicyLong at this size: three rounds, the paper's epsilon, and what is surer must be likelier."""
+    config = demo.get_config()
+    config.rounds = PARTS
+    config.model.update({"path": str(base.PATH), "sha256": ""})
+    config.corpus.update({
+        "sources": tuple({"name": name, "kind": "jsonl", "path": str(self.corpus / f"{name}.jsonl"), "id_field": "id",
+                          "text_field": "text", "split": ""} for name in ("letters", "entries", "real")),
+        "root_sources": ("letters",), "chunk_chars": 2048, "cache_dir": str(DIRECTORY / "cache")})
+    # By spelling, since names are invented (the small study's findings.md).
+    config.retrieval.update({"embedder": "hashed", "embedder_path": "", "embedder_sha256": "", "index": "exact"})
+    config.screening.update({
+        "roots_per_round": self.roots // PARTS, "roots_per_shard": 8, "root_tokens": 256, "min_root_tokens": 96,
+        "max_chunk_tokens": 96,
+        # The head of a letter names its places, which nothing can predict.
+        "skip_tokens": 32, "alpha": 1.0, "max_anchors_per_root": 6, "query_window": 8, "top_k": 2,
+        # A sentence of an entry is repeated by the letter, and is no copy of it.
+        "near_copy_ngram": 32, "control_chunks": 2, "epsilon": 0.4, "epsilon_from_control": None,
+        "evidence": "entropy_and_loss", "loss_margin_from_control": 0.02, "budget": 8.0,
+        "bucket_multiple": 64, "tokens_per_batch": 4096})
+    config.synthesis.update({"sequence_length": LENGTH, "negatives_per_positive": 1})
+    config.training.update({
+        "steps_per_round": self.steps // PARTS, "batch_size": self.batch, "accumulation": self.batch // 2,
+        "peak_learning_rate": 1e-4, "warmup_fraction": 0.1, "remat": "none", "compute_dtype": "float32",
+        "checkpoint_every": self.steps // PARTS, "keep_checkpoints": PARTS})
+    config.model.scoring_dtype = "float32"
+    config.method_options.quest_least_score = 1.0
+    config.eval.tasks = ()
+    config.mesh.update({"data": 1, "fsdp": 1, "simulated_devices": 1})
+    return config
+
+  def rounds(self, count: int) -> dict:
+    """The changes of a method that has its steps in so many rounds."""
+    return {"rounds": count, "training.steps_per_round": self.steps // count,
+            "screening.roots_per_round": self.roots // count}
+
+  def cells(self, names: tuple[str, ...]) -> Iterator[tuple[str, dict]]:
+    """The cells of these names, in their order.
+
+    "policylong": re-screened before each third of the training. "offline": the same sequences, all of their contexts
+    chosen by the base model. "one_refresh": re-screened once, half-way. Other methods by their names.
+    """
+    cells = {"policylong": {}, "offline": self.rounds(1), "one_refresh": self.rounds(2)}
+    cells |= {method: {"method": method, **self.rounds(1)}
+              for method in ("entropylong", "nextlong", "quest", "standard")}
+    return ((name, cells[name]) for name in names)
+
+  def measure(self, workdir: pathlib.Path) -> dict[str, float]:
+    """Of a finished run: its frontier after each part, the tasks of its last policy, and what its screening did."""
+    numbers = {}
+    for step in sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()):
+      found = self._frontier(workdir / "checkpoints" / str(step))
+      numbers |= {f"step{step}/{name}": value for name, value in found.items()}
+    return numbers | self.measure_model(workdir) | truth.measure(workdir, self.corpus)
+
+  def measure_model(self, path: pathlib.Path) -> dict[str, float]:
+    """Of a run or of the base model."""
+    policy = open_for_length(path, LENGTH, _mesh(), MODEL.rope_theta)
+    return self._frontier(path) | tasks.measure(policy, (BASE_LENGTH, LENGTH), self.prompts)
+
+  def _frontier(self, path: pathlib.Path) -> dict[str, float]:
+    return frontier.read(path, self.held_out, LENGTH, _mesh()).numbers()
+
+
+def _mesh():
+  return make_mesh(config_lib.Mesh(data=-1, fsdp=1, context=1, tensor=1))

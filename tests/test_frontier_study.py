@@ -1,0 +1,86 @@
+"""The frontier study: its world states each fact once, at the difficulty that is kept with it; the frontier is counted
+right."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from experiments.frontier_study import corpora, frontier
+from experiments.frontier_study.world import DIFFICULTIES, NUMBERS, RIVALS, WORDINGS, Difficulty, FrontierWorld
+from experiments.small_study import corpora as small_corpora
+from experiments.small_study.world import RELATIONS, VALUES
+from tests.test_small_study import _run
+
+
+@pytest.fixture
+def corpus(tmp_path, material, monkeypatch):
+  monkeypatch.setattr(small_corpora, "MATERIAL", material)
+  corpora.write_corpus(tmp_path, letters=40, lead_count=2)
+  return tmp_path
+
+
+def _records(corpus, name):
+  lines = (corpus / f"{name}.jsonl").read_text().splitlines()
+  return {record["id"]: record["text"] for record in map(json.loads, lines)}
+
+
+def _stated(text, patterns, name):
+  """(kind of fact, which of its patterns, value) of every sentence about a place."""
+  return [(kind, i, value) for kind, wordings in patterns.items() for i, words in enumerate(wordings)
+          for value in re.findall(rf"(?:^|(?<=[.] )){re.escape(words).replace(re.escape('{}'), '{}')}".format(
+              re.escape(name), r"(\w+)"), text)]
+
+
+def test_every_told_value_has_one_source_of_the_difficulty_that_the_truth_gives_it(corpus):
+  letters, entries = _records(corpus, "letters"), _records(corpus, "entries")
+  truth = json.loads((corpus / "truth.json").read_text())
+  assert len(letters) == len(truth) == 40 and len(entries) == 2 * 4 * 40
+  found = []
+  for letter, facts in truth.items():
+    text = letters[letter.removeprefix("letters/")]
+    assert len(facts) == corpora.PLACES_IN_LETTER
+    for start, source, relation, number in facts:
+      entry = source.removeprefix("entries/")
+      name = entry.removeprefix("entry/")
+      value = re.match(r"\w+", text[start:])[0]
+      assert value in VALUES[relation] and text[:start].endswith(f"{RELATIONS[relation].format(name)} ")
+      assert [one for one, words in entries.items() if name in words] == [entry]
+      ((kind, wording, said),) = {(k, i, v) for k, i, v in _stated(entries[entry], WORDINGS, name)}
+      rivals = _stated(entries[entry], RIVALS, name)
+      assert (kind, said) == (relation, value)
+      assert all(k == relation and v in VALUES[relation] and v != value for k, _, v in rivals)
+      assert Difficulty(wording, bool(rivals)).number == number
+      found.append(number)
+  assert set(found) == set(NUMBERS) == {0, 2, 3, 4, 5, 6}
+
+
+def test_the_corpus_is_the_same_each_time(corpus, tmp_path):
+  again = tmp_path / "again"
+  corpora.write_corpus(again, letters=40, lead_count=2)
+  for path in again.iterdir():
+    assert path.read_bytes() == (corpus / path.name).read_bytes()
+
+
+def test_difficulties_are_drawn_evenly_and_the_worlds_of_base_corpus_and_tasks_share_no_place():
+  worlds = [FrontierWorld(seed, DIFFICULTIES) for seed in (8, small_corpora.CORPUS_WORLD, small_corpora.TASK_WORLD)]
+  told = [[world.told(4) for _ in range(250)] for world in worlds]
+  counts = np.array([sum(d == difficulty for one in told[0] for d in one.difficulties) for difficulty in DIFFICULTIES])
+  assert counts.sum() == 1000 and np.all(np.abs(counts - 100) < 5 * np.sqrt(100 * 0.9))
+  names = [{place.name for one in letters for place, _ in one.sources} for letters in told]
+  assert all(len(found) == 1000 for found in names) and len(set.union(*names)) == 3000
+
+
+def test_verified_is_who_becomes_surer_and_right():
+  reading = frontier.Reading(number=np.array([0, 0, 3, 3]), gain=np.array([0.9, 0.41, 0.39, 0.9]),
+                             drop=np.array([3.0, 0.51, 3.0, 0.49]), loss=np.array([0.5, 1.5, 2.0, 4.0]))
+  assert reading.numbers() == {"verified": 0.5, "verified@0": 1.0, "verified@3": 0.0, "told_nll": 2.0,
+                               "told_nll@0": 1.0, "told_nll@3": 3.0}
+
+
+@pytest.mark.slow
+def test_the_quick_study_runs_to_its_results(tmp_path, material):
+  _run("experiments.frontier_study", "--size=quick", f"--results={tmp_path}")
+  text = (tmp_path / "RESULTS.md").read_text()
+  assert "2 of 2 runs are done" in text and "## Screening against the truth: policylong" in text
