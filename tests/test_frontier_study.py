@@ -7,10 +7,11 @@ import re
 import numpy as np
 import pytest
 
-from experiments.frontier_study import corpora, frontier
+from experiments.frontier_study import base, corpora, frontier
 from experiments.frontier_study.world import DIFFICULTIES, NUMBERS, RIVALS, WORDINGS, Difficulty, FrontierWorld
 from experiments.small_study import corpora as small_corpora
 from experiments.small_study.world import RELATIONS, VALUES
+from policylong.model.tokenizer import load_tokenizer
 from tests.test_small_study import _run
 
 
@@ -70,6 +71,22 @@ def test_difficulties_are_drawn_evenly_and_the_worlds_of_base_corpus_and_tasks_s
   assert counts.sum() == 1000 and np.all(np.abs(counts - 100) < 5 * np.sqrt(100 * 0.9))
   names = [{place.name for one in letters for place, _ in one.sources} for letters in told]
   assert all(len(found) == 1000 for found in names) and len(set.union(*names)) == 3000
+
+
+def test_told_values_are_found_among_tokens_and_a_long_row_ends_with_its_letter():
+  tokenizer = load_tokenizer(base.PATH)
+  world = FrontierWorld(0, DIFFICULTIES)
+  told = world.told(4)
+  root, positions = frontier.value_positions(tokenizer, told)
+  assert tokenizer.decode(root) == told.letter.text
+  for position, (place, relation, _) in zip(positions, told.letter.told):
+    assert re.match(r" ?(\w+)", tokenizer.decode(root[position:position + 6]))[1] == place.facts[relation]
+  sources = [frontier.tokens(tokenizer, text) for _, text in told.sources]
+  row = frontier.long_row(world, tokenizer, sources, root, positions, 1024)
+  text = tokenizer.decode(row.tokens)
+  assert len(row.tokens) == row.bucket == 1024 and text.endswith(told.letter.text)
+  assert np.array_equal(row.tokens[row.positions], root[positions])
+  assert all(text.count(source) == 1 for _, source in told.sources)
 
 
 def test_verified_is_who_becomes_surer_and_right():

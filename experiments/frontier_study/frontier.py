@@ -65,7 +65,7 @@ def read(path: pathlib.Path, letters: int, length: int, mesh: jax.sharding.Mesh)
     root, positions = value_positions(stored.tokenizer, told)
     sources = [tokens(stored.tokenizer, text) for _, text in told.sources]
     pairs += [Pair(str(i), root, positions, source) for source in sources]
-    rows.append(_long_row(world, stored.tokenizer, sources, root, positions, length))
+    rows.append(long_row(world, stored.tokenizer, sources, root, positions, length))
     number += [difficulty.number for difficulty in told.difficulties]
   places = list(itertools.islice(itertools.cycle(range(PLACES_IN_LETTER)), len(pairs)))
   before, after, nll_before, nll_after = (
@@ -89,7 +89,7 @@ def tokens(tokenizer, text: str) -> np.ndarray:
   return encode(tokenizer, text + SEPARATOR)[0]
 
 
-def _long_row(world: FrontierWorld, tokenizer, sources: Sequence[np.ndarray], root: np.ndarray, positions: np.ndarray,
+def long_row(world: FrontierWorld, tokenizer, sources: Sequence[np.ndarray], root: np.ndarray, positions: np.ndarray,
               length: int) -> Row:
   """The letter at the end of `length` tokens of its sources and other entries, mixed; the first entry is cut to fit."""
   room = length - len(root) - sum(map(len, sources))

@@ -108,17 +108,23 @@ class Size:
     return ((name, cells[name]) for name in names)
 
   def measure(self, workdir: pathlib.Path) -> dict[str, float]:
-    """Of a finished run: its frontier after each part, the tasks of its last policy, and what its screening did."""
-    numbers = {}
+    """Of a finished run: its frontier after each part, the tasks of its last policy, and what its screening did.
+
+    stepN/NAME: `frontier.Reading.numbers` of the checkpoint of step N; the last one's also without a step.
+    """
+    numbers, found = {}, {}
     for step in sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()):
       found = self._frontier(workdir / "checkpoints" / str(step))
       numbers |= {f"step{step}/{name}": value for name, value in found.items()}
-    return numbers | self.measure_model(workdir) | truth.measure(workdir, self.corpus)
+    return numbers | found | self._tasks(workdir) | truth.measure(workdir, self.corpus)
 
   def measure_model(self, path: pathlib.Path) -> dict[str, float]:
-    """Of a run or of the base model."""
+    """Of the base model: what `measure` tells of a run's last policy."""
+    return self._frontier(path) | self._tasks(path)
+
+  def _tasks(self, path: pathlib.Path) -> dict[str, float]:
     policy = open_for_length(path, LENGTH, _mesh(), MODEL.rope_theta)
-    return self._frontier(path) | tasks.measure(policy, (BASE_LENGTH, LENGTH), self.prompts)
+    return tasks.measure(policy, (BASE_LENGTH, LENGTH), self.prompts)
 
   def _frontier(self, path: pathlib.Path) -> dict[str, float]:
     return frontier.read(path, self.held_out, LENGTH, _mesh()).numbers()
