@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 import jax
@@ -76,6 +77,31 @@ def run(module: str, arguments: list[str], folder: pathlib.Path, patience: float
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
   return Ended(code, time.monotonic() - begin, *(path.read_text(errors="replace") for path in (out, err)), child)
+
+
+def run_together(module: str, arguments: Sequence[list[str]], folder: pathlib.Path, patience: float) -> list[Ended]:
+  """As `run`, in several copies at the same time, of which all are killed after so many seconds."""
+  begin = time.monotonic()
+  children, codes = [], dict[int, int | None]()
+  for number, own in enumerate(arguments):
+    out, err = folder / f".out{number}", folder / f".err{number}"
+    children.append(os.fork())
+    if not children[-1]:
+      os.chdir(folder)
+      _become(module, own, out, err, False)
+  while len(codes) < len(children):
+    if time.monotonic() - begin >= patience:
+      for child in set(children) - set(codes):
+        os.kill(child, signal.SIGKILL)
+    for child in set(children) - set(codes):
+      pid, status = os.waitpid(child, os.WNOHANG)
+      if pid:
+        codes[child] = os.waitstatus_to_exitcode(status)
+    time.sleep(0.01)
+  seconds = time.monotonic() - begin
+  return [Ended(None if codes[child] == -signal.SIGKILL else codes[child], seconds,
+                *((folder / f".{stream}{number}").read_text(errors="replace") for stream in ("out", "err")), child)
+          for number, child in enumerate(children)]
 
 
 def start(module: str, arguments: list[str], folder: pathlib.Path, patience: float) -> Ended:

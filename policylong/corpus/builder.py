@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from policylong import config as config_lib
-from policylong.corpus import chunks, sources
+from policylong.corpus import chunks, dealt, sources
 from policylong.errors import UserError
 from policylong.records import Document
 from policylong.storage.progress import Bar
@@ -53,7 +53,7 @@ class IdsBeginAnew(Exception):
 
 
 def build(config: config_lib.Corpus, total_bytes: int, directory: pathlib.Path,
-          with_file: Collection[str] = ()) -> str:
+          with_file: Collection[str] = (), read: dealt.Reader | None = None) -> str:
   """Reads all sources and fills the empty folder `directory`.
 
   Args:
@@ -61,6 +61,7 @@ def build(config: config_lib.Corpus, total_bytes: int, directory: pathlib.Path,
     total_bytes: of their files, for the bar.
     directory: where to write.
     with_file: sources whose ids carry the file.
+    read: gives the records of a source; None reads its files.
 
   Returns:
     The version: a hash of every document's id and text, of what was refused, and of the chunker. It
@@ -76,13 +77,13 @@ def build(config: config_lib.Corpus, total_bytes: int, directory: pathlib.Path,
     for source in config.sources:
       digest.update(b"source" + source.name.encode() + b"\0")
       carry = source.name in with_file
-      for reading in _unique(sources.read_source(source, True) if carry else sources.read_source(source), carry):
+      for reading in _unique((read or _read)(source, carry), carry):
         bar.update(reading.size)
         if reading.document is None:
           counts.bad(source.name, reading)
           digest.update(b"bad" + f"{reading.place}\0{reading.reason}\0".encode(errors="surrogatepass"))
         else:
-          added = writer.add(reading.document)
+          added = writer.add(reading.document, reading.chunks)
           counts.good(source.name, reading, added)
           _update(digest, reading.document)
     if not writer.documents:
@@ -91,6 +92,10 @@ def build(config: config_lib.Corpus, total_bytes: int, directory: pathlib.Path,
   summary = counts.summary(version, config.chunk_chars)
   (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
   return version
+
+
+def _read(source: config_lib.Source, with_file: bool) -> Iterator[sources.Reading]:
+  return sources.read_source(source, True) if with_file else sources.read_source(source)
 
 
 def hash_id(doc_id: str) -> int:
@@ -182,15 +187,14 @@ class _Writer:
       if kind is None:
         self._finish()
 
-  def add(self, document: Document) -> int:
-    """Appends one document; the number of its chunks."""
-    spans = chunks.chunk_spans(document.text, self._chunk_chars)
-    bytes_ = chunks.byte_spans(document.text, spans)
+  def add(self, document: Document, spans: np.ndarray | None = None) -> int:
+    """Appends one document, with its chunks where they are known; their number."""
+    spans = chunks.chunk_table(document.text, self._chunk_chars) if spans is None else spans
     self._document_first.append(self._chunks)
     self._ids.append(document.id)
     self._texts.append(document.text)
     self._batch_bytes += len(document.text)
-    self._spans += [(self.documents, *span, *inside) for span, inside in zip(spans, bytes_)]
+    self._spans.append(spans)
     self.documents += 1
     self._chunks += len(spans)
     if self._batch_bytes >= BATCH_BYTES or len(self._ids) == BATCH_ROWS:
@@ -206,7 +210,9 @@ class _Writer:
       return
     self._arrow.write_batch(pa.record_batch([pa.array(self._ids, pa.large_string()),
                                              pa.array(self._texts, pa.large_string())], schema=SCHEMA))
-    for column, values in zip(self._columns.values(), np.asarray(self._spans, np.int64).T):
+    documents = np.arange(self.documents - len(self._ids), self.documents)
+    numbers = np.repeat(documents, [len(spans) for spans in self._spans])
+    for column, values in zip(self._columns.values(), [numbers, *np.concatenate(self._spans).T]):
       column.append(values)
     self._first.append(np.asarray(self._document_first))
     self._hashes.append(np.fromiter(map(hash_id, self._ids), np.uint64, len(self._ids)))

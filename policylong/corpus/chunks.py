@@ -15,6 +15,8 @@ Only white space lies between two chunks and around them, so no text is lost.
 import re
 from collections.abc import Iterator
 
+import numpy as np
+
 # No chunk has more than LONGEST * chunk_chars characters. Screening reads a chunk's first
 # `max_chunk_tokens` tokens only, far less than this: the cap bounds the cost, not the meaning.
 LONGEST = 8
@@ -38,6 +40,12 @@ def chunk_spans(text: str, chunk_chars: int) -> list[tuple[int, int]]:
     else:
       spans.append((start, end))
   return spans
+
+
+def chunk_table(text: str, chunk_chars: int) -> np.ndarray:
+  """int64[chunks, 4]: start and end in characters, then in bytes, of a text's chunks."""
+  spans = chunk_spans(text, chunk_chars)
+  return np.asarray([(*span, *inside) for span, inside in zip(spans, byte_spans(text, spans))], np.int64).reshape(-1, 4)
 
 
 def byte_spans(text: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -17,6 +17,8 @@ import logging
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 
+import numpy as np
+
 from policylong import config as config_lib
 from policylong import paths
 from policylong.corpus import mds, parquet, prepared, streamed
@@ -43,7 +45,7 @@ class Reading:
 
   place: where it stands, for a person ("<file>:<line>"); it holds no folder, so that it is the same on
   every machine. size: bytes of input that it took. has_id: False where the id had to be made up. file: the name of its
-  file in the source.
+  file in the source. chunks: `chunks.chunk_table` of the text, where another process has made it already.
   """
   place: str
   size: int
@@ -51,6 +53,7 @@ class Reading:
   reason: str = ""
   has_id: bool = True
   file: str = ""
+  chunks: np.ndarray | None = None
 
 
 def read_source(source: config_lib.Source, ids_with_file: bool = False, only: slice = ALL) -> Iterator[Reading]:
@@ -80,6 +83,20 @@ def read_source(source: config_lib.Source, ids_with_file: bool = False, only: sl
         yield _reading(source, name, f"{name}:{number}", size, own_id, name if named else "", row, has_id)
     except Unreadable as error:
       yield Reading(name, 0, None, reason_of(error, path, len(files) == 1), file=name)
+
+
+def carrying_file(source: config_lib.Source, reading: Reading) -> Reading:
+  """What `read_source` gives with `ids_with_file` for a record of several files that it gave without."""
+  # An id that was made up has the file already, and so has that of a text.
+  if reading.document is None or source.kind == "text" or not source.id_field or not reading.has_id:
+    return reading
+  own_id = reading.document.id.removeprefix(f"{source.name}/")
+  try:
+    identifier = f"{source.name}/{reading.file}:{own_id}"
+    identifier.encode()
+  except UnicodeError:
+    return dataclasses.replace(reading, document=None, reason=INVALID_UTF8, has_id=True)
+  return dataclasses.replace(reading, document=dataclasses.replace(reading.document, id=identifier))
 
 
 def read_with_unique_ids(source: config_lib.Source) -> list[Reading]:

@@ -23,6 +23,7 @@ import json
 import logging
 import os
 import pathlib
+import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -32,10 +33,11 @@ from etils import epath
 
 from policylong import config as config_lib
 from policylong import paths
-from policylong.corpus import builder, sources, streamed
+from policylong.corpus import builder, dealt, sources, streamed
 from policylong.corpus.chunks import chunk_id, parse_chunk_id
 from policylong.corpus.files import size_of, why_not
 from policylong.corpus.texts_file import TextsFile
+from policylong.devices import hosts
 from policylong.errors import Damaged, UserError
 from policylong.records import Chunk, Document
 from policylong.storage import blocks, lock
@@ -51,8 +53,9 @@ READER = 2
 def open_corpus(config: config_lib.Corpus) -> "Corpus":
   """The corpus of a config, built the first time.
 
-  One process builds, others that open the same corpus meanwhile wait for it. A build that was killed
-  leaves nothing that is taken for whole; the next start begins it anew.
+  One process builds, others that open the same corpus meanwhile wait for it. The processes of one run that share
+  cache_dir read the sources together (`dealt`), and call this together. A build that was killed leaves nothing that is
+  taken for whole; the next start begins it anew.
 
   Raises:
     UserError: a source cannot be read, or no document has text.
@@ -65,6 +68,10 @@ def open_corpus(config: config_lib.Corpus) -> "Corpus":
   pointer = cache / "corpus-states" / f"{key}.json"
   directory = None
   with contextlib.suppress(Damaged):  # who holds the lock mends it
+    directory = _finished(cache, pointer)
+  # Without a client there is one process, which may be none that should take the devices, as that of the report.
+  if hosts.client() is not None and hosts.anyone(directory is None) and _shared(cache, key):
+    _build_together(config, cache, pointer, total_bytes)
     directory = _finished(cache, pointer)
   if directory is None:
     with _owned(pointer):
@@ -165,10 +172,47 @@ def _remade(config: config_lib.Corpus, pointer: pathlib.Path):
       shutil.rmtree(folder, ignore_errors=True)
 
 
-def _build(config, cache, pointer, total_bytes) -> pathlib.Path:
+def _shared(cache: pathlib.Path, key: str) -> bool:
+  """Whether there are several processes that have one cache_dir and find the sources in one state; collective."""
+  if hosts.count() == 1:
+    return False
+  mark, same = hosts.agreed(np.array([secrets.randbits(63), int(key[:15], 16)])).tolist()
+  seen = cache / f"shared-{mark:x}"
+  if hosts.is_first():
+    cache.mkdir(parents=True, exist_ok=True)
+    seen.touch()
+  hosts.barrier("cache")
+  apart = hosts.anyone(not seen.exists() or same != int(key[:15], 16))
+  if hosts.is_first():
+    seen.unlink()
+  return not apart
+
+
+def _build_together(config, cache, pointer, total_bytes) -> None:
+  """Each process reads some of the files, and the first one puts the corpus together; collective."""
+  parts = cache / f"corpus-reading-{pointer.stem}"
+  with _owned(pointer) if hosts.is_first() else contextlib.nullcontext():
+    if hosts.agreed(hosts.is_first() and _mended(cache, pointer) is not None):
+      return
+    with hosts.first_before_others("reading"):
+      if hosts.is_first():
+        shutil.rmtree(parts, ignore_errors=True)  # of a build that was killed
+        parts.mkdir(parents=True)
+    dealt.write(config, parts, hosts.index(), hosts.count())
+    hosts.barrier("read")
+    try:
+      if hosts.is_first():
+        _build(config, cache, pointer, total_bytes, dealt.reader(config, parts))
+    finally:
+      if hosts.is_first():
+        shutil.rmtree(parts, ignore_errors=True)
+    hosts.barrier("built")
+
+
+def _build(config, cache, pointer, total_bytes, read: dealt.Reader | None = None) -> pathlib.Path:
   temporary = cache / f"corpus-building-{pointer.stem}"
   try:
-    version = _build_in(temporary, config, total_bytes)
+    version = _build_in(temporary, config, total_bytes, read)
     directory = cache / f"corpus-{version}"
     seal(temporary, [path.name for path in sorted(temporary.iterdir())])
     # Another state of the sources may have given the same version before.
@@ -188,14 +232,15 @@ def seal(directory: epath.PathLike, names: Sequence[str]) -> None:
   write_json(directory / "DONE.json", {"files": {name: (directory / name).stat().length for name in names}})
 
 
-def _build_in(directory: pathlib.Path, config: config_lib.Corpus, total_bytes: int) -> str:
+def _build_in(directory: pathlib.Path, config: config_lib.Corpus, total_bytes: int, read: dealt.Reader | None = None
+              ) -> str:
   """Fills a folder of ours; where the ids of a source turn out to begin anew in each file, once more from the start."""
   with_file: frozenset[str] = frozenset()
   while True:
     shutil.rmtree(directory, ignore_errors=True)  # of a build that was killed, or of the last attempt
     directory.mkdir()
     try:
-      return builder.build(config, total_bytes, directory, with_file)
+      return builder.build(config, total_bytes, directory, with_file, read)
     except builder.IdsBeginAnew as found:
       with_file |= {found.source}
 

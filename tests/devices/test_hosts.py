@@ -7,6 +7,7 @@ so the runs do not clip by it.) With more terms the order of a sum is the runtim
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -103,8 +104,11 @@ def check_same(wanted, found):
 
 
 def test_two_processes_killed_and_started_again_end_with_the_bytes_of_one_that_was_not(folder, one):
+  shutil.rmtree(folder / "cache")  # so that the two read the corpus
   killed = run(folder / "small.py", folder / "two", 2, kill=(1, "verify:2"))  # in the midst of a round
   assert [code for code, _ in killed] == [-signal.SIGKILL] * 2, killed
+  killed = run(folder / "small.py", folder / "two", 1, kill=(0, "synthesis:2"))  # gone on with by another number
+  assert [code for code, _ in killed] == [-signal.SIGKILL], killed
   ended = run(folder / "small.py", folder / "two", 2)
   assert [code for code, _ in ended] == [0, 0], ended
   assert "Traceback" not in ended[0][1] + ended[1][1]
@@ -126,6 +130,7 @@ def test_a_method_that_searches_without_a_policy_finds_and_weighs_the_same_in_tw
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(folder, one):
   for processes, kill in ((2, (1, "candidates:1")), (4, (2, "verify:1")), (2, (0, "negatives:1")),
+                          (2, (1, "synthesis:1")), (4, (0, "synthesis:1")),
                           (4, (1, "training:1")), (1, (0, "training:1")), (4, (0, "between:1")), (2, (1, "scan:1"))):
     killed = run(folder / "small.py", folder / "many", processes, kill)
     assert [code for code, _ in killed] == [-signal.SIGKILL] * processes, (kill, killed)

@@ -1,8 +1,5 @@
 """Several processes write a round's sequences: the files of one process, every sequence what its spans say."""
 
-import contextlib
-import threading
-
 import numpy as np
 import pyarrow.compute as pc
 import pytest
@@ -15,36 +12,9 @@ from policylong.synthesis import policylong, storage, together
 from policylong.synthesis.method import Inputs, Screened
 from policylong.synthesis.storage import read_tokens, sequence_paths
 from tests.synthesis.test_policylong_sequences import World, _Tokens, root
+from tests.threads_as_processes import in_processes
 
 LENGTH, ROOTS = 200, 31
-
-
-class Processes(threading.local):
-  """Threads in the place of processes: what `together` asks of `devices.hosts`."""
-
-  def __init__(self, number, waiting):
-    self.number, self.waiting = number, waiting
-    self.me = 0
-
-  def index(self):
-    return self.me
-
-  def count(self):
-    return self.number
-
-  def is_first(self):
-    return self.me == 0
-
-  def barrier(self, name):
-    self.waiting.wait(30)
-
-  @contextlib.contextmanager
-  def first_before_others(self, name):
-    if self.me:
-      self.barrier(name)
-    yield
-    if not self.me:
-      self.barrier(name)
 
 
 @pytest.fixture
@@ -73,23 +43,9 @@ class Library:
 
 def write(folder, world, screened, monkeypatch, processes=1, count=1000, packed=False):
   """Writes a round by so many processes; returns how many sequences the first one counted."""
-  hosts = Processes(processes, threading.Barrier(processes))
-  monkeypatch.setattr(together, "hosts", hosts)
   inputs = Inputs(3, 1, 17, LENGTH, count, None, Library(world.separator), screened)
-  found = {}
-
-  def work(me):
-    hosts.me = me
-    found[me] = together.write_together(policylong.sequences, inputs, Round(epath.Path(folder), 1), packed=packed,
-                                        beginning=())
-
-  threads = [threading.Thread(target=work, args=(me,)) for me in range(processes)]
-  for thread in threads:
-    thread.start()
-  for thread in threads:
-    thread.join()
-  assert len(found) == processes
-  return found[0]
+  return in_processes(processes, monkeypatch, together, lambda: together.write_together(
+      policylong.sequences, inputs, Round(epath.Path(folder), 1), packed=packed, beginning=()))[0]
 
 
 def files(folder):
