@@ -52,8 +52,9 @@ def test_rounds_in_one_process_hold_no_more_files_and_arrays(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_random_ends_with_the_same_bytes(tmp_path):
-  ended = run("kills", tmp_path, "--kills=4")
+@pytest.mark.parametrize("processes", ["1", "2,1,4"])
+def test_a_run_killed_at_random_ends_with_the_same_bytes(tmp_path, processes):
+  ended = run("kills", tmp_path, "--kills=4", f"--processes={processes}")
   assert ended.returncode == 0 and "0 runs ended differently" in ended.stdout, ended.stdout + ended.stderr
 
 

@@ -130,7 +130,7 @@ def test_a_method_that_searches_without_a_policy_finds_and_weighs_the_same_in_tw
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(folder, one):
   for processes, kill in ((2, (1, "candidates:1")), (4, (2, "verify:1")), (2, (0, "negatives:1")),
-                          (2, (1, "synthesis:1")), (4, (0, "synthesis:1")),
+                          (2, (0, "synthesis:1")), (4, (0, "synthesis:1")),
                           (4, (1, "training:1")), (1, (0, "training:1")), (4, (0, "between:1")), (2, (1, "scan:1"))):
     killed = run(folder / "small.py", folder / "many", processes, kill)
     assert [code for code, _ in killed] == [-signal.SIGKILL] * processes, (kill, killed)
