@@ -11,4 +11,4 @@ prepare, get_config, measure = SIZE.prepare, SIZE.get_config, SIZE.measure
 
 
 def cells():
-  return SIZE.cells(("policylong", "offline", "standard", "one_refresh", "entropylong", "nextlong"))
+  return SIZE.cells(("policylong", "query_window=8", "standard", "offline", "one_refresh", "entropylong", "nextlong"))
