@@ -211,10 +211,11 @@ class Known:
 
   def print_found(self, orders: int) -> None:
     """What budgets that score three rows in ten find, and whether the probe tells it."""
-    low, high = self.world.budget / 2, self.world.budget * 2
-    for _ in range(5):
+    low, high = 0.0, self.world.budget * 4
+    for _ in range(6):
       budget = (low + high) / 2
-      low, high = (low, budget) if self._found(budget, 0).rows > ROWS else (budget, high)
+      rows = np.mean([self._found(budget, order).rows for order in range(4)])
+      low, high = (low, budget) if rows > ROWS else (budget, high)
     found = [self._found(budget, order) for order in range(orders)]
     passed = [one for one in found if not np.isnan(one.share)]
     held = sum(one.low <= one.share <= one.high for one in passed)
@@ -236,7 +237,8 @@ class Known:
     if not round_.judged_path.exists():
       return Found(share)
     judged = read_json(round_.judged_path)
-    right, found = (_keys(table) & self._right(judge.Thresholds(**judged["thresholds"])) for table in (rows, taken))
+    right = _keys(rows) & self._right(judge.Thresholds(**judged["thresholds"]))
+    found = right & _keys(tables.read(round_.table("positives")))  # a row may end before the anchor at which it passes
     return Found(share, len(found) / max(1, len(right)), judged["probe"]["low"], judged["probe"]["high"])
 
   def _right(self, limits: judge.Thresholds) -> set[tuple[str, str]]:

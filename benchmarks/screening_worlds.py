@@ -82,8 +82,8 @@ def _of_the_demo(folder: pathlib.Path, sources: tuple[dict, ...]) -> World:
   """The demo's policy and settings, over more roots; those of the first source."""
   config = demo.get_config()
   config.corpus.update({"sources": sources, "root_sources": (sources[0]["name"],), "cache_dir": str(folder / "cache")})
-  config.screening.update({**EVIDENCE, "roots_per_round": 30, "roots_per_shard": 2, "top_k": 4, "control_chunks": 1})
-  return make(config, sequences=6, budget=3.0)
+  config.screening.update({**EVIDENCE, "roots_per_round": 64, "roots_per_shard": 2, "top_k": 4, "control_chunks": 1})
+  return make(config, sequences=12, budget=3.0)
 
 
 def make(values, sequences: int, budget: float) -> World:

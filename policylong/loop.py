@@ -271,7 +271,7 @@ class _Stages:
       if hosts.is_first():
         tables.write(round_.table("offpolicy"), table)
     begun = read_json(previous.judged_path)["promise"] if previous and self.screening.budget is not None else None
-    Screener(self.ground, policy).screen(round_, sequences, Promise(np.array(begun)) if begun else Promise.first())
+    Screener(self.ground, policy).screen(round_, sequences, Promise.from_json(begun) if begun else Promise.first())
     return summarise(self.screening, round_, previous) if hosts.is_first() else {}
 
   def recheck(self, previous: Round, policy: Policy):

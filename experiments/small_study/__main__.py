@@ -2,10 +2,10 @@
 
   python -m experiments.small_study --size=small
 
-Run it from the project's folder, after `make material`. Sizes: quick, small, full; what each of them is stands in the
-file of its name. Killed at any instant and started again, the command goes on; a cell's finished numbers are kept in
-results/<size>/outcomes/, so that without a change nothing is run again, and results/<size>/RESULTS.md is written anew
-after each cell.
+Run it from the project's folder, after `make material`. Sizes: quick, small, full, and negatives, an ablation; what
+each of them is stands in the file of its name. Killed at any instant and started again, the command goes on; a cell's
+finished numbers are kept in results/<size>/outcomes/, so that without a change nothing is run again, and
+results/<size>/RESULTS.md is written anew after each cell.
 """
 
 import argparse
@@ -13,14 +13,14 @@ import pathlib
 
 from experiments import grid as grids
 from experiments.cells import read_grid
-from experiments.small_study import base, full, quick, report, small
+from experiments.small_study import base, full, negatives, quick, report, small
 from policylong import paths
 from policylong.devices import hosts
 from policylong.errors import run_command
 from policylong.storage.workdir import write_json
 
 FOLDER = pathlib.Path("experiments/small_study")
-SIZES = {module.SIZE.name: module.SIZE for module in (quick, small, full)}
+SIZES = {module.SIZE.name: module.SIZE for module in (quick, small, full, negatives)}
 
 
 def main() -> None:
@@ -30,11 +30,11 @@ def main() -> None:
   parser.add_argument("--results", type=paths.local, help="where results go; default: results/<size> beside this file")
   arguments = parser.parse_args()
   directory = arguments.results or FOLDER / "results" / arguments.size
-  path = FOLDER / f"{arguments.size}.py"
+  path, findings = FOLDER / f"{arguments.size}.py", FOLDER / "results" / arguments.size / "findings.md"
   grid = read_grid(str(path))
   grid.prepare()
   _measure_base(arguments.size, grid.cells[0].config.mesh.simulated_devices, directory)
-  grids.run_all(grid, str(path), directory, lambda: report.write(grid, directory, FOLDER / "findings.md"))
+  grids.run_all(grid, str(path), directory, lambda: report.write(grid, directory, findings))
   print(f"results: {directory / 'RESULTS.md'}")
 
 

@@ -20,7 +20,7 @@ from policylong.errors import UserError
 DIRECTORY = pathlib.Path("runs/small_study")
 # RoPE's theta for the longer context, ten times the base model's. With its own an answer at 4096 tokens costs the base
 # model 6 nats (needle) and 12 (tracking), with this one 1.3 and 8; and ten steps of training on its own theta left
-# nothing that it would accept (findings.md).
+# nothing that it would accept (results/small/findings.md).
 ROPE_THETA = 1e7
 
 
@@ -43,6 +43,10 @@ class Size:
   rounds: int
   prompts: int
   documents: int
+
+  def renamed(self, name: str) -> "Size":
+    """The same under another name, for results of their own."""
+    return dataclasses.replace(self, name=name)
 
   @property
   def corpus(self) -> pathlib.Path:
@@ -76,7 +80,7 @@ class Size:
                           "text_field": "text", "split": ""} for name in ("letters", "entries", "real")),
         # An entry is a chunk, and so is a letter.
         "root_sources": ("letters",), "chunk_chars": 2048, "cache_dir": str(DIRECTORY / "cache")})
-    # By spelling, since names are invented: findings.md has what it finds beside MiniLM, and with which windows.
+    # By spelling, since names are invented: results/small/findings.md has what it finds beside MiniLM.
     config.retrieval.update({"embedder": "hashed", "embedder_path": "", "embedder_sha256": "", "index": "exact"})
     config.screening.update({
         # A root with a chunk in front of it is no longer than what the base model was trained on.

@@ -1,8 +1,8 @@
 """Which rows a round scores when it may not score all of them, and what share of the positives that finds.
 
 A row is a chunk in front of a root. Rows that promise most for their tokens come first (`promise`). A shard of roots
-takes as many as keep the tokens that it scores, for each token that it is expected to give to training, below a rate;
-what the round has spent and filled so far sets the rate of the shards that come next.
+takes those that are worth their price: the tokens that they score, for each token that they are expected to give to
+training, may not exceed a rate; what the round has spent and filled so far sets the rate of the shards that come next.
 
 Of some roots, the probe, every row is scored. What the rule would have chosen there says without bias what share of
 all positives the budget found.
@@ -42,9 +42,10 @@ def is_probe(number: int, share: float) -> bool:
 
 
 def choose(rows: Rows, rate: float, filling: Filling) -> np.ndarray:
-  """bool[n]: as many of the most promising rows as keep (tokens scored) / (tokens expected to be trained on) <= rate.
+  """bool[n]: the most promising rows, as many as are worth `rate` tokens scored for each token they give to training.
 
-  Where no choice does, the one that comes nearest.
+  That is as many as make rate * (tokens expected to be trained on) - (tokens scored) largest. Where that is negative,
+  since no choice pays what is fixed: the choice with the least scored for each token expected.
   """
   if not len(rows.tokens):
     return np.zeros(0, bool)
@@ -53,8 +54,7 @@ def choose(rows: Rows, rate: float, filling: Filling) -> np.ndarray:
   none, positives = _of_roots(rows, rows.paid)
   scored = float(rows.fixed.sum())
   expected = sum(_expected(filling, *root) for root in zip(rows.root_tokens, positives, none))
-  best: tuple[float, int] = (math.inf, 0)
-  last = 0
+  best, cheapest = (0.0, 0), (math.inf, 0)
   for place, row in enumerate(order, start=1):
     root = rows.root[row]
     if not rows.paid[row]:
@@ -63,12 +63,10 @@ def choose(rows: Rows, rate: float, filling: Filling) -> np.ndarray:
       positives[root] += gives[row]
       expected += _expected(filling, rows.root_tokens[root], positives[root], none[root])
       scored += rows.tokens[row]
-    ratio = scored / max(expected, 1e-9)
-    if ratio <= rate:
-      last = place
-    best = min(best, (ratio, place))
+    best = max(best, (rate * expected - scored, place))
+    cheapest = min(cheapest, (scored / max(expected, 1e-9), place))
   chosen = np.zeros(len(rows.tokens), bool)
-  chosen[order[:last or best[1]]] = True
+  chosen[order[:best[1] or cheapest[1]]] = True
   return chosen
 
 

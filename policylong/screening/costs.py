@@ -80,7 +80,7 @@ def scored_tokens(roots: pa.Table, rows: pa.Table, padded: bool = False) -> int:
 def best_gains(rows: pa.Table, verdicts: pa.Table, accepted: np.ndarray, within: bool = False) -> np.ndarray:
   """float64[scored rows]: the highest accepted gain of each row's verdicts; 0 where no anchor accepted.
 
-  `within`: of the anchors up to the last that retrieved the chunk.
+  `within`: of the anchors that the row needs to read.
   """
   scored = rows.filter(rows["scored"])
   counts = scored["anchors"].to_numpy()

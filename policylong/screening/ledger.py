@@ -28,12 +28,12 @@ class Plan:
 
   def to_json(self) -> dict:
     """Numbers that read back as they are."""
-    return {"weights": self.promise.weights.tolist(), "rate": self.rate}
+    return {"promise": self.promise.to_json(), "rate": self.rate}
 
   @classmethod
   def from_json(cls, value: dict) -> "Plan":
     """What `to_json` gave."""
-    return cls(Promise(np.array(value["weights"])), value["rate"])
+    return cls(Promise.from_json(value["promise"]), value["rate"])
 
 
 class Ledger:

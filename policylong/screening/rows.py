@@ -18,7 +18,7 @@ from policylong.screening.verify import Pair
 from policylong.synthesis.filling import Filling
 
 # A row is a chunk in front of a root. anchors: how many of the root's it reads, from the first on; tokens: of both, up
-# to the last of these; padded: the length it is scored in; within: anchors up to the last that retrieved the chunk.
+# to the last of these; padded: the length it is scored in; within: the anchors that it needs to read (`features`).
 # probe: of a root whose rows are all scored; chosen: by the rule of the budget; control rows are scored always.
 ROWS = pa.schema([
     ("doc_id", pa.string()), ("chunk_id", pa.string()), ("control", pa.bool_()), ("root_tokens", pa.int64()),
@@ -43,22 +43,21 @@ def choose_rows(config: config_lib.Screening, roots: pa.Table, anchors: Sequence
   count = len(pairs)
   control = np.array([not own for _, own in proposals], bool)
   anchors_of = np.array([len(pair.positions) for pair in pairs], np.int64)
-  within = np.array([1 + np.searchsorted(pair.positions, max(own)) if own else len(pair.positions)
-                     for pair, (_, own) in zip(pairs, proposals)], np.int64)
+  within = anchors_of
   columns: dict = {
       "doc_id": [doc_id for (doc_id, _), _ in proposals], "chunk_id": [chunk_id for (_, chunk_id), _ in proposals],
       "control": control, "root_tokens": np.array([len(pair.root) for pair in pairs], np.int64),
-      "chunk_tokens": np.array([len(pair.chunk) for pair in pairs], np.int64), "anchors": anchors_of, "within": within}
+      "chunk_tokens": np.array([len(pair.chunk) for pair in pairs], np.int64), "anchors": anchors_of}
   probe, chosen = np.zeros(count, bool), ~control
   promise, known = np.full(count, math.nan), pa.nulls(count, ROWS.field("features").type)
   if plan is not None and count:
     numbers = dict(zip(roots["doc_id"].to_pylist(), roots["number"].to_pylist()))
     probe = np.array([budget.is_probe(numbers[doc_id], config.probe_share) for doc_id in columns["doc_id"]])
-    # At anchors that did not retrieve it a chunk seldom passes, and they may lie far on (docs/screening.md).
+    values, within = _features(config, anchors, pairs, proposals)
     columns["anchors"] = np.where(probe, anchors_of, within)
-    values = _features(config, anchors, pairs, proposals)
     promise = np.where(control, math.nan, plan.promise(values))
     known = pa.FixedSizeListArray.from_arrays(values.reshape(-1), len(FEATURES))
+  columns["within"] = within
   columns["tokens"] = _tokens(pairs, columns["anchors"])
   columns["padded"] = np.array([bucket(int(n), config.bucket_multiple) for n in columns["tokens"]], np.int64)
   if plan is not None and count:
@@ -73,8 +72,8 @@ def _tokens(pairs: Sequence[Pair], anchors: np.ndarray) -> np.ndarray:
 
 
 def _features(config: config_lib.Screening, anchors: Sequence[Anchor], pairs: Sequence[Pair],
-              proposals: Sequence[Proposal]) -> np.ndarray:
-  """float32[rows, F]; zeros for controls."""
+              proposals: Sequence[Proposal]) -> tuple[np.ndarray, np.ndarray]:
+  """float32[rows, F], zeros for controls, and int64[rows], the anchors that a row needs to read, all of a control's."""
   entropy: dict[str, list[float]] = {}
   for anchor in anchors:
     entropy.setdefault(anchor.doc_id, []).append(anchor.entropy)
@@ -86,18 +85,20 @@ def _features(config: config_lib.Screening, anchors: Sequence[Anchor], pairs: Se
     if own:
       rows.setdefault(doc_id, []).append(i)
   result = np.zeros((len(pairs), len(FEATURES)), np.float32)
+  needs = np.array([len(pair.positions) for pair in pairs], np.int64)
   for doc_id, members in rows.items():
     pair = pairs[members[0]]
-    result[members] = features(pair.root, pair.positions, np.array(entropy[doc_id]), config.query_window,
-                               [(pairs[i].chunk, proposals[i][1]) for i in members], rarity)
-  return result
+    result[members], needs[members] = features(
+        pair.root, pair.positions, np.array(entropy[doc_id]), config.query_window,
+        [(pairs[i].chunk, proposals[i][1]) for i in members], rarity)
+  return result, needs
 
 
 def _chosen(roots: pa.Table, columns: dict, shortest: np.ndarray, probe: np.ndarray, promise: np.ndarray, rate: float,
             filling: Filling) -> np.ndarray:
   """bool[rows]: the rule's choice among the retrieved rows, also for the roots of the probe.
 
-  `shortest`: int[rows], the tokens of a row that ends at the last anchor that retrieved its chunk.
+  `shortest`: int[rows], the tokens of a row that reads no more than it needs.
   """
   control, tokens = columns["control"], columns["tokens"]
   number = {doc_id: i for i, doc_id in enumerate(roots["doc_id"].to_pylist())}

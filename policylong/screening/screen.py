@@ -258,7 +258,7 @@ class Screener:
     write_json(round_.judged_path, {
         "asked": sequences, "shards": shards, "thresholds": dataclasses.asdict(limits), **costs.summary(),
         "fed": account.filling.sequences >= sequences, "budget_spent": account.exhausted,
-        "promise": None if (plan := account.plan()) is None else plan.promise.weights.tolist()})
+        "promise": None if (plan := account.plan()) is None else plan.promise.to_json()})
 
   def _check_control(self, round_: Round, control: pa.Table) -> None:
     config = self.config

@@ -8,7 +8,7 @@ import pytest
 import scipy.optimize
 
 from policylong.screening import budget
-from policylong.screening.promise import FEATURES, Promise, features, token_rarity
+from policylong.screening.promise import FEATURES, LONGEST, Promise, features, repeats, token_rarity
 from policylong.synthesis.filling import Filling
 
 
@@ -101,11 +101,29 @@ def test_the_fit_is_the_top_of_the_posterior():
   np.testing.assert_array_equal(none.weights, first.weights)
 
 
-def test_before_any_verdict_the_rank_decides():
+def test_before_any_verdict_the_rank_decides_and_a_repeat_still_more():
   rows = np.zeros((4, len(FEATURES)))
   rows[:, 0], rows[:, FEATURES.index("rank")] = 1, [1, 1 / 2, 1 / 3, 1 / 4]
   chance = Promise.first()(rows)
-  assert (np.diff(chance) < 0).all() and 0.05 < chance[0] < 0.2
+  assert (np.diff(chance) < 0).all() and chance[[0, 3]] == pytest.approx([0.04, 0.02], abs=0.003)
+  rows[:, FEATURES.index("repeated")], rows[:, FEATURES.index("pairs")] = 1, 1 / 4
+  repeating = Promise.first()(rows)
+  assert repeating[3] > chance[0] and repeating[[0, 3]] == pytest.approx([0.23, 0.12], abs=0.005)
+
+
+def test_repeats_against_looking_at_every_place():
+  rng = np.random.default_rng(0)
+  lengths = set()
+  for _ in range(200):
+    root, chunk = (rng.integers(0, 2, rng.integers(low, 40)).astype(np.int32) for low in (12, 0))
+    positions = np.sort(rng.choice(len(root), 5, replace=False))
+    found = repeats(root, positions, chunk).tolist()
+    spelled = [tuple(chunk[end - n:end]) for n in range(1, LONGEST + 1) for end in range(n, len(chunk) + 1)]
+    wanted = [max((n for n in range(1, min(LONGEST, t + 1) + 1) if tuple(root[t + 1 - n:t + 1]) in spelled), default=0)
+              for t in positions]
+    assert found == wanted
+    lengths |= set(found)
+  assert lengths == set(range(LONGEST + 1))
 
 
 class _Candidate:
@@ -119,15 +137,30 @@ def test_what_the_host_knows_of_a_row_by_hand():
   chunk = np.array([6, 7, 1, 10, 2], np.int32)  # the pair (6, 7), and 10 behind another
   rarity = np.zeros(20)
   rarity[[5, 6, 7, 8]] = [1.0, 2.0, 0.5, 4.0]
-  (row,) = features(root, positions, np.array([4.0, 6.0]), 2, [(chunk, {2: _Candidate(1, 0.7)})], rarity)
-  wanted = {"one": 1, "rank": 1 / 2, "similarity": 0.7, "own": 1 / 2, "token": 1, "pair": 1, "tokens": 1,
-            "pairs": 1 / 2, "rare": (2.0 + 0.5) / (1 + 2 + 0.5 + 4), "entropy": 0.4, "length": 5 / 1000,
-            "surest": 1 / 2}
-  assert dict(zip(FEATURES, row.tolist())) == pytest.approx(wanted)
-  (row,) = features(root, positions, np.array([4.0, 6.0]), 2,
-                    [(chunk, {2: _Candidate(3, 0.1), 5: _Candidate(0, 0.2)})], rarity)
+  ((row,), needs) = features(root, positions, np.array([4.0, 6.0]), 2, [(chunk, {2: _Candidate(1, 0.7)})], rarity)
+  wanted = {"one": 1, "rank": 1 / 2, "similarity": 0.7, "own": 1 / 2, "token": 1, "pair": 1, "triple": 0, "tokens": 1,
+            "repeated": 1, "longest": 0, "pairs": 1 / 4, "triples": 0, "known": 0,
+            "rare": (2.0 + 0.5) / (1 + 2 + 0.5 + 4), "entropy": 0.4, "length": 5 / 1000, "surest": 1 / 2}
+  assert dict(zip(FEATURES, row.tolist())) == pytest.approx(wanted) and needs.tolist() == [1]
+  ((row,), _) = features(root, positions, np.array([4.0, 6.0]), 2,
+                         [(chunk, {2: _Candidate(3, 0.1), 5: _Candidate(0, 0.2)})], rarity)
   assert row[FEATURES.index("rank")] == 1 and row[FEATURES.index("own")] == 1
   assert row[FEATURES.index("entropy")] == pytest.approx(0.6) and row[FEATURES.index("similarity")] == np.float32(0.2)
+
+
+def test_what_a_chunk_repeats_of_a_root_that_repeats_itself():
+  root = np.array([1, 2, 3, 4, 9, 2, 3, 4, 5, 6, 7], np.int32)
+  positions = np.array([3, 7, 10])  # 4 behind (1, 2, 3); 4 behind (9, 2, 3), which the root held before; 7
+  chunk = np.array([8, 2, 3, 4, 4, 7], np.int32)
+  own = {3: _Candidate(0, 0.5)}
+  ((row,), needs) = features(root, positions, np.ones(3), 2, [(chunk, own)], np.ones(10))
+  told = dict(zip(FEATURES, row.tolist()))
+  assert needs.tolist() == [2]  # the second anchor, where it repeats three tokens; the third's token is held alone
+  assert told["triple"] == told["repeated"] == told["tokens"] == 1
+  assert told["pairs"] == told["triples"] == 1 / 2 and told["longest"] == pytest.approx(1 / 6)
+  assert told["known"] == 0  # of the first of the two, before which the root does not hold them
+  ((row,), _) = features(root, positions[1:], np.ones(2), 2, [(chunk, {7: _Candidate(0, 0.5)})], np.ones(10))
+  assert row[FEATURES.index("known")] == 1
 
 
 def test_a_token_is_rare_if_few_chunks_hold_it():

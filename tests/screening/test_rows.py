@@ -17,30 +17,35 @@ from tests.training.tiny_training import whole_config
 
 PLACES = np.array([3, 10, 30], np.int32)
 OWN = {"early": [3], "both": [10, 3], "late": [30], "random": []}  # the anchors that retrieved a chunk of 5 tokens
+OTHERS = np.arange(50, 55, dtype=np.int32)
+REPEATS = np.array([90, 9, 10, 91, 30], np.int32)  # two tokens up to the second anchor, one of the third
 CONFIG = dataclasses.replace(whole_config().screening, probe_share=0.4, budget=9.0, bucket_multiple=16)
 
 
-def shard(plan, documents=("a", "b")):
-  """The rows of two roots of 40 tokens; the first is of the probe."""
+def shard(plan, documents=("a", "b"), tokens=OTHERS):
+  """The rows of two roots of 40 tokens, the first of the probe, and chunks of these tokens."""
   roots = pa.table([list(column) for column in zip(*(
       (number, doc_id, "letters", 0, 9, list(range(40)), ["a"] * 40, [1.0] * 40, [1.0] * 40, 0.5, 7)
       for number, doc_id in enumerate(documents)))], schema=readings.ROOTS)
   pairs, proposals = [], []
   for doc_id in documents:
     for chunk, own in OWN.items():
-      pairs.append(Pair(doc_id, np.arange(40, dtype=np.int32), PLACES, np.arange(50, 55, dtype=np.int32)))
+      pairs.append(Pair(doc_id, np.arange(40, dtype=np.int32), PLACES, tokens))
       proposals.append(((doc_id, chunk), {t: Candidate(doc_id, t, chunk, "retrieved", 0, 0.5) for t in own}))
   anchors = [Anchor(doc_id, int(t), "a", "a", 3.0, 0.5, 0, 0, 7) for doc_id in documents for t in PLACES]
   return roots, choose_rows(CONFIG, roots, anchors, pairs, proposals, plan, Filling(400, 1, 1))
 
 
-def test_a_row_ends_at_the_last_anchor_that_retrieved_its_chunk_but_in_the_probe():
+def test_a_row_ends_at_the_last_anchor_that_retrieved_its_chunk_or_that_it_repeats_but_in_the_probe():
   _, rows = shard(Plan(Promise.first(), 1e9))
   assert rows["probe"].to_pylist() == [True] * 4 + [False] * 4
   assert rows["anchors"].to_pylist() == [3, 3, 3, 3, 1, 2, 3, 3]
   assert rows["within"].to_pylist() == [1, 2, 3, 3, 1, 2, 3, 3]
   assert rows["tokens"].to_pylist() == [36, 36, 36, 36, 9, 16, 36, 36]
   assert rows["padded"].to_pylist() == [48, 48, 48, 48, 16, 16, 48, 48]
+  _, rows = shard(Plan(Promise.first(), 1e9), tokens=REPEATS)
+  assert rows["within"].to_pylist() == [2, 2, 3, 3, 2, 2, 3, 3]
+  assert rows["anchors"].to_pylist() == [3, 3, 3, 3, 2, 2, 3, 3]
 
 
 def test_without_a_budget_every_row_reads_every_anchor():
