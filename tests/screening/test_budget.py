@@ -21,7 +21,7 @@ def invented(rng, roots=3, most=4):
 
 
 def by_hand(rows, order, length, negatives):
-  """[(rows taken, tokens scored for each that is expected to be trained on)] for every beginning of the order."""
+  """[(rows taken, tokens scored, tokens expected to be trained on)] for every beginning of the order."""
   result = []
   for taken in range(1, len(order) + 1):
     scored = set(order[:taken]) | set(np.flatnonzero(rows.paid))
@@ -34,21 +34,26 @@ def by_hand(rows, order, length, negatives):
         positives = sum(rows.promise[i] * rows.chunk_tokens[i] for i in own) / some
         block = length if negatives is None else min(length, 3 + root + (1 + negatives) * positives)
         expected += some * block
-    result.append((taken, tokens / expected))
+    result.append((taken, tokens, expected))
   return result
 
 
 @pytest.mark.parametrize("negatives", [0, 2, None])
 @pytest.mark.parametrize("seed", range(20))
-def test_as_many_of_the_most_promising_rows_as_the_rate_allows(seed, negatives):
+def test_as_many_of_the_most_promising_rows_as_are_worth_the_rate(seed, negatives):
   rng = np.random.default_rng(seed)
   rows, filling = invented(rng), Filling(150, 3, negatives)
   order = sorted(range(len(rows.tokens)), key=lambda i: -rows.promise[i] * rows.chunk_tokens[i] / rows.tokens[i])
-  ratios = by_hand(rows, order, 150, negatives)
+  choices = by_hand(rows, order, 150, negatives)
   for rate in (0.1, 0.8, 1.5, 3.0, 1e9):
-    allowed = [taken for taken, ratio in ratios if ratio <= rate]
-    wanted = max(allowed) if allowed else min(ratios, key=lambda found: (found[1], found[0]))[0]
-    assert set(np.flatnonzero(budget.choose(rows, rate, filling))) == set(order[:wanted])
+    worth, wanted = max((rate * expected - tokens, taken) for taken, tokens, expected in choices)
+    if worth < 0:  # what is fixed costs more than any choice brings
+      wanted = min((tokens / expected, taken) for taken, tokens, expected in choices)[1]
+    found = set(np.flatnonzero(budget.choose(rows, rate, filling)))
+    assert found == set(order[:wanted])
+    # No more is spent than the rate allows, where that can be.
+    allowed = [taken for taken, tokens, expected in choices if tokens <= rate * expected]
+    assert not allowed or wanted in allowed
 
 
 def test_without_rows_nothing_is_chosen():
