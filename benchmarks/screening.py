@@ -214,9 +214,8 @@ class Known:
     low, high = 0.0, self.world.budget * 4
     for _ in range(6):
       budget = (low + high) / 2
-      rows = np.mean([self._found(budget, order).rows for order in range(4)])
-      low, high = (low, budget) if rows > ROWS else (budget, high)
-    found = [self._found(budget, order) for order in range(orders)]
+      found = [self._found(budget, order) for order in range(orders)]
+      low, high = (low, budget) if np.mean([one.rows for one in found]) > ROWS else (budget, high)
     passed = [one for one in found if not np.isnan(one.share)]
     held = sum(one.low <= one.share <= one.high for one in passed)
     print(f"  budget {budget:.1f}: {np.mean([one.rows for one in found]):.0%} of the rows scored; in {len(passed)} of "

@@ -2,9 +2,9 @@
 
   python -m experiments.small_study --size=negatives
 
-Every cell trains on as many tokens and screens within the same budget, by entropy and loss; a round asks for as
-many roots as fill its sequences, up to a third of the letters. "policylong" has one negative a positive, "negatives=fit" as many as fit into
-the sequence of a root, as NExtLong's and PolicyLong's papers have it.
+Every cell trains on as many tokens and screens within the same budget, by entropy and loss; a round asks for as many
+roots as fill its sequences, up to a third of the letters. "policylong" has one negative a positive, "negatives=fit" as
+many as fit into the sequence of a root, as NExtLong's and PolicyLong's papers have it.
 """
 
 from ml_collections import ConfigDict
@@ -18,8 +18,9 @@ prepare, measure = SIZE.prepare, SIZE.measure
 
 def get_config() -> ConfigDict:
   config = SIZE.get_config()
-  config.screening.update({"roots_per_round": SIZE.letters // SIZE.rounds, "roots_per_shard": 5, "evidence": "entropy_and_loss",
-                           "loss_margin_from_control": 0.02, "budget": 4.0})
+  config.screening.update({
+      "roots_per_round": SIZE.letters // SIZE.rounds, "roots_per_shard": 5, "evidence": "entropy_and_loss",
+      "loss_margin_from_control": 0.02, "budget": 4.0})
   config.synthesis.negatives_per_positive = 1
   return config
 

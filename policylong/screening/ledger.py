@@ -99,4 +99,5 @@ class Ledger:
       every = -(-len(passed) // _MOST_ROWS) or 1
       promise = promise.fitted(features[::every], passed[::every])
     left = max(1, self._wanted - self.filling.tokens)
-    return Plan(promise, max(0.0, self._budget - self.spent) / left)
+    # What was saved is not spent on rows that are worth less than those of other shards.
+    return Plan(promise, min(self._config.budget, max(0.0, self._budget - self.spent) / left))

@@ -8,7 +8,7 @@ import pytest
 
 from policylong.records import Anchor, Candidate
 from policylong.screening import costs, readings
-from policylong.screening.ledger import Plan
+from policylong.screening.ledger import Ledger, Plan
 from policylong.screening.promise import Promise
 from policylong.screening.rows import choose_rows
 from policylong.screening.verify import Pair
@@ -73,3 +73,16 @@ def test_the_probe_knows_what_lies_beyond_the_end_of_a_row(anchor, there, found)
   account.enter(roots, rows, verdicts, accepted)
   told = account.summary()["probe"]
   assert (told["positives"], told["found"]) == (there, found)
+
+
+@pytest.mark.parametrize("spent, filled, rate", [
+    (0, 0, 9.0), (1800, 200, 9.0),
+    (900, 200, 9.0),  # what was saved is kept
+    (2800, 300, 8.0),  # 3600 may be spent for 400 tokens; 100 are left to fill
+    (4000, 300, 0.0)])
+def test_a_token_is_worth_what_the_budget_says_or_less_if_too_much_was_spent(spent, filled, rate):
+  account = Ledger(CONFIG, Filling(400, 1, 0), 400, Promise.first())
+  account.spent = spent
+  if filled:
+    account.filling.add(filled - 10, [10])
+  assert account.plan().rate == pytest.approx(rate)
