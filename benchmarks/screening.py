@@ -33,7 +33,7 @@ from policylong.errors import UserError
 from policylong.padding import bucket
 from policylong.records import Negative, Positive
 from policylong.screening import judge, screen
-from policylong.screening.promise import Promise
+from policylong.screening.promise import LONGEST, Promise, repeats
 from policylong.screening.readings import read_roots
 from policylong.screening.scorer import Policy
 from policylong.storage import tables
@@ -54,6 +54,7 @@ def main():
     world = screening_worlds.WORLDS[name](options.workdir)
     known = Known(world, options.workdir / name)
     print(f"\n{name}: {known.describe()}", flush=True)
+    known.print_repeats()
     known.print_bought()
     known.print_truth()
     known.print_found(orders=10)
@@ -177,6 +178,21 @@ class Known:
             f"{1 - judged['tokens']['scored'] / judged['tokens']['padded']:.0%}; epsilon {self.limits.epsilon:.2f}, "
             f"loss margin {self.limits.loss_margin:.2f} nats; pass by entropy and loss: {told}; {len(self.right)} "
             "right positives")
+
+  def print_repeats(self) -> None:
+    """How often a chunk passes at an anchor, by how many tokens it repeats of the root up to and with the anchor's."""
+    passes, pairs = (np.zeros(LONGEST + 1, int) for _ in range(2))
+    for i, verdicts in enumerate(self.verdicts):
+      of_root = {root.doc_id: root.tokens for root in read_roots(tables.read(self.whole.shard("scan", i)))[0]}
+      accepted, positions = judge.accepted(verdicts, self.limits), verdicts["position"].to_numpy()
+      retrieved = verdicts["kind"].to_numpy(zero_copy_only=False) == "retrieved"
+      for (doc_id, chunk_id), rows in rows_of(verdicts).items():
+        if retrieved[rows.start]:
+          length = repeats(of_root[doc_id], positions[rows], self.world.ground.chunk_tokens(chunk_id))
+          np.add.at(pairs, length, 1)
+          np.add.at(passes, length, accepted[rows])
+    print("  passes at an anchor, by the tokens that the chunk repeats: " + ", ".join(
+        f"{n}: {share / count:.1%} of {count:,}" for n, (share, count) in enumerate(zip(passes, pairs)) if count))
 
   def print_bought(self) -> None:
     """Before and after."""
