@@ -52,8 +52,6 @@ def get_config() -> ConfigDict:
       "budget": None})
   # What a step on two cores has the memory and the time for.
   config.synthesis.sequence_length = 4096
-  # So that the two sequences of a round hold the positives of several roots, and not one root's negatives.
-  config.synthesis.negatives_per_positive = 1
   config.training.update({
       # One step a round, of one sequence on each core, at a rate at which a single step tells.
       "steps_per_round": 1, "batch_size": 2, "accumulation": 1, "checkpoint_every": 1, "peak_learning_rate": 2e-4,

@@ -145,8 +145,8 @@ def config() -> ConfigDict:
           "loss_margin": optional(),
           # Each round, the smallest margin that at most this share of random contexts passes.
           "loss_margin_from_control": optional(),
-          # Tokens scored for each token that the round trains on; within it the rows that promise most come first.
-          # None: every row of as many roots as it takes (P). Eight is a quarter of a run's hours (D, docs/pods.md).
+          # Tokens scored for each token that the round trains on, at most: no row costs more than it is worth at that
+          # price. None: every row of as many roots as it takes (P). Eight is a quarter of a run's hours (D, docs/pods.md).
           "budget": optional(8.0),
           # With a budget, share of the roots whose rows are all scored: they tell what the budget missed.
           "probe_share": 0.05,
@@ -168,8 +168,10 @@ def config() -> ConfigDict:
           "sequence_length": 131_072,
           # Text between a context and what follows it.
           "separator": "\n\n",
-          # Negatives that each positive brings into a sequence at most; None: as many as fit.
-          "negatives_per_positive": optional(),
+          # Negatives that each positive brings into a sequence at most; None: as many as fit. One or none taught more
+          # than as many as fit (experiments/small_study, sizes negatives and small). At EntropyLong's 46 dependencies
+          # a root a 128K sequence then holds two roots; its authors had about three, without negatives (D).
+          "negatives_per_positive": optional(1),
       },
       "training": {
           # Optimizer steps a round: 238 x 32 x 131,072 = 1.0B tokens (P).

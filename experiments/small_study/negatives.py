@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
   config.screening.update({
       "roots_per_round": SIZE.letters // SIZE.rounds, "roots_per_shard": 5, "evidence": "entropy_and_loss",
       "loss_margin_from_control": 0.02, "budget": 4.0})
-  config.synthesis.negatives_per_positive = 1
+  config.synthesis.negatives_per_positive = 1  # the project's
   return config
 
 
