@@ -146,7 +146,8 @@ def config() -> ConfigDict:
           # Each round, the smallest margin that at most this share of random contexts passes.
           "loss_margin_from_control": optional(),
           # Tokens scored for each token that the round trains on, at most: no row costs more than it is worth at that
-          # price. None: every row of as many roots as it takes (P). Eight is a quarter of a run's hours (D, docs/pods.md).
+          # price. None: every row of as many roots as it takes (P). Eight is a quarter of a run's hours (D,
+          # docs/pods.md).
           "budget": optional(8.0),
           # With a budget, share of the roots whose rows are all scored: they tell what the budget missed.
           "probe_share": 0.05,
