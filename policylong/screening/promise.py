@@ -111,16 +111,16 @@ def features(root: np.ndarray, positions: np.ndarray, entropy: np.ndarray, windo
   number = {int(t): i for i, t in enumerate(positions)}
   result = np.zeros((len(proposals), len(FEATURES)), np.float32)
   needs = np.zeros(len(proposals), np.int64)
-  for place, (chunk, own) in enumerate(proposals):
+  for i, (chunk, own) in enumerate(proposals):
     mine = np.array([number[t] for t in own], int)
     repeat = repeats(root, positions, chunk)
-    needs[place] = 1 + max(mine.max(), np.flatnonzero(repeat >= 2).max(initial=0))
-    mine_repeat, repeat = repeat[mine].max(), repeat[:needs[place]]
+    needs[i] = 1 + max(mine.max(), np.flatnonzero(repeat >= 2).max(initial=0))
+    mine_repeat, repeat = repeat[mine].max(), repeat[:needs[i]]
     best = repeat.argmax()
     known = repeat[best] and repeats(root, positions[best:best + 1], root[:positions[best]])[0] >= repeat[best]
     rank = 1 / (1 + min(candidate.rank for candidate in own.values()))
     rare = weight[mine] @ np.isin(around, chunk)
-    result[place] = (
+    result[i] = (
         1, rank, max(candidate.similarity for candidate in own.values()), len(mine) / len(positions),
         mine_repeat >= 1, mine_repeat >= 2, mine_repeat >= 3, np.mean(repeat >= 1), repeat[best] >= 2,
         max(0, repeat[best] - 2) / (LONGEST - 2), min(1, np.sum(repeat >= 2) / 4), min(1, np.sum(repeat >= 3) / 4),
