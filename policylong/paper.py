@@ -169,9 +169,9 @@ def config() -> ConfigDict:
           "sequence_length": 131_072,
           # Text between a context and what follows it.
           "separator": "\n\n",
-          # Negatives that each positive brings into a sequence at most; None: as many as fit. One or none taught more
-          # than as many as fit (experiments/small_study, sizes negatives and small). At EntropyLong's 46 dependencies
-          # a root a 128K sequence then holds two roots; its authors had about three, without negatives (D).
+          # Negatives that each positive brings into a sequence at most; None: as many as fit. With as many, reading
+          # among many keys and at short lengths came out worse (experiments/small_study, size negatives). At
+          # EntropyLong's 46 dependencies a root a 128K sequence holds two roots with one; its authors had three (D).
           "negatives_per_positive": optional(1),
       },
       "training": {

@@ -15,10 +15,11 @@ from experiments.frontier_study import base, corpora, frontier
 from experiments.small_study import tasks, truth
 from experiments.small_study.base import LENGTH as BASE_LENGTH
 from experiments.small_study.base import MODEL
+from experiments.small_study.corpora import sources
 from experiments.small_study.measures import open_for_length
+from experiments.study import check_base
 from policylong import config as config_lib
 from policylong.devices.mesh import make_mesh
-from policylong.errors import UserError
 
 DIRECTORY = pathlib.Path("runs/frontier_study")
 LENGTH = 2 * BASE_LENGTH
@@ -54,9 +55,7 @@ class Size:
     Raises:
       UserError: the base model is not there.
     """
-    if not (base.PATH / "config.json").exists():
-      raise UserError(f"{base.PATH} holds no model: start from the project's folder, or make it by "
-                      "python -m experiments.frontier_study.base --workdir=runs/frontier_study/base")
+    check_base(base.FOLDER)
     if not (self.corpus / "truth.json").exists():
       corpora.write_corpus(self.corpus, self.letters, self.leads)
 
@@ -66,10 +65,9 @@ class Size:
     config.rounds = PARTS
     config.model.update({"path": str(base.PATH), "sha256": ""})
     config.corpus.update({
-        "sources": tuple({"name": name, "kind": "jsonl", "path": str(self.corpus / f"{name}.jsonl"), "id_field": "id",
-                          "text_field": "text", "split": ""} for name in ("letters", "entries", "real")),
+        "sources": sources(self.corpus),
         "root_sources": ("letters",), "chunk_chars": 2048, "cache_dir": str(DIRECTORY / "cache")})
-    # By spelling, since names are invented (the small study's findings.md).
+    # By spelling, since names are invented (small_study/results/small/findings.md).
     config.retrieval.update({"embedder": "hashed", "embedder_path": "", "embedder_sha256": "", "index": "exact"})
     config.screening.update({
         "roots_per_round": self.roots // PARTS, "roots_per_shard": 8, "root_tokens": 256, "min_root_tokens": 96,

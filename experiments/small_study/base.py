@@ -15,28 +15,24 @@ nor in 400 steps of nothing but lists of random words told again and again (3.3M
 where its second half, copying, was in the weights (400 steps of 2048 tokens; lists of 40 words at a guess).
 """
 
-import argparse
 import json
-import logging
 import pathlib
 
 import jax
-import numpy as np
+from ml_collections import ConfigDict
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from configs import demo
+from experiments import study
 from experiments.small_study import corpora
 from experiments.small_study.induction import init_with_induction
-from policylong import config as config_lib
-from policylong import loop, paths
-from policylong.devices import hosts
-from policylong.errors import UserError, run_command
+from policylong.errors import run_command
 from policylong.model import hf
 from policylong.model.qwen import ModelConfig
-from policylong.model.stored import open_model
 from policylong.model.tokenizer import transformers  # as it keeps it quiet
 
-PATH = pathlib.Path("experiments/small_study/base")
+FOLDER = pathlib.Path("experiments/small_study")
+PATH = FOLDER / "base"
 VOCABULARY, LENGTH = 4096, 512
 PLANTED = 24_000  # documents: with the real text 5.9M tokens
 MODEL = ModelConfig(family="qwen2", vocab_size=VOCABULARY, embed_dim=256, mlp_dim=704, num_layers=6, num_heads=4,
@@ -58,7 +54,7 @@ def train_tokenizer(path: pathlib.Path) -> transformers.PreTrainedTokenizerFast:
                                               clean_up_tokenization_spaces=False)
 
 
-def get_config(directory: pathlib.Path, steps: int) -> config_lib.Config:
+def get_config(directory: pathlib.Path, steps: int) -> ConfigDict:
   """The recipe: random concatenation, `steps` steps of 16 x 512 tokens."""
   config = demo.get_config()
   config.update({"rounds": 1, "method": "standard"})
@@ -72,32 +68,16 @@ def get_config(directory: pathlib.Path, steps: int) -> config_lib.Config:
                           "checkpoint_every": 100})
   config.eval.tasks = ()
   config.mesh.update({"data": 2, "fsdp": 1, "simulated_devices": 2})
-  return config_lib.parse(config.to_dict())
+  return config
 
 
-def main() -> None:
-  """The command."""
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--workdir", type=paths.local, required=True)
-  parser.add_argument("--steps", type=int, default=1500)
-  parser.add_argument("--out", type=paths.local, default=PATH, help="where the model goes, an HF directory")
-  arguments = parser.parse_args()
-  logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-  logging.getLogger("policylong").setLevel(logging.INFO)
-  if arguments.out.exists():
-    raise UserError(f"--out is {arguments.out}, which is there already: remove it, or name another folder")
-  directory = arguments.workdir
-  config = get_config(directory, arguments.steps)
-  with hosts.joined(None, None, None, config.mesh.simulated_devices):
-    if not (directory / "start").exists():
-      corpora.write_base_corpus(directory / "base.jsonl", PLANTED)
-      start = init_with_induction(MODEL, jax.random.key(0))
-      hf.export_hf(start, MODEL, train_tokenizer(directory / "base.jsonl"), directory / "start")
-    loop.run(config, directory / "run")
-    trained = open_model(directory / "run")
-    small = jax.tree.map(lambda x: np.asarray(x, jax.numpy.bfloat16), trained.load(None, None))
-    hf.export_hf(small, MODEL, trained.tokenizer, arguments.out)
+def prepare(directory: pathlib.Path) -> None:
+  """The text, a tokenizer of it, and the weights that the training starts from."""
+  if not (directory / "start").exists():
+    corpora.write_base_corpus(directory / "base.jsonl", PLANTED)
+    start = init_with_induction(MODEL, jax.random.key(0))
+    hf.export_hf(start, MODEL, train_tokenizer(directory / "base.jsonl"), directory / "start")
 
 
 if __name__ == "__main__":
-  run_command(main)
+  run_command(lambda: study.make_base(__doc__, FOLDER, 1500, prepare, get_config, MODEL))

@@ -68,6 +68,12 @@ def write_corpus(directory: pathlib.Path, letters: int, speech_count: int, lead_
   write_atomically(directory / "truth.json", json.dumps(truth).encode())
 
 
+def sources(directory: pathlib.Path) -> tuple[dict, ...]:
+  """`corpus.sources` of a config, of the files of a study's corpus."""
+  return tuple({"name": name, "kind": "jsonl", "path": str(directory / f"{name}.jsonl"), "id_field": "id",
+                "text_field": "text", "split": ""} for name in ("letters", "entries", "real"))
+
+
 def write_documents(path: pathlib.Path, documents: Iterable[tuple[str, str]]) -> None:
   """A JSONL of (id, text) pairs."""
   path.parent.mkdir(parents=True, exist_ok=True)

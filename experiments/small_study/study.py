@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 
 from configs import demo
 from experiments.small_study import base, corpora, measures, truth
+from experiments.study import check_base
 from policylong import config as config_lib
 from policylong.config import CORPUS_METHODS
 from policylong.devices.mesh import make_mesh
-from policylong.errors import UserError
 
 DIRECTORY = pathlib.Path("runs/small_study")
 # RoPE's theta for the longer context, ten times the base model's. With its own an answer at 4096 tokens costs the base
@@ -64,9 +64,7 @@ class Size:
     Raises:
       UserError: the base model is not there.
     """
-    if not (base.PATH / "config.json").exists():
-      raise UserError(f"{base.PATH} holds no model: start from the project's folder, or make it by "
-                      "python -m experiments.small_study.base --workdir=runs/small_study/base")
+    check_base(base.FOLDER)
     if not (self.corpus / "truth.json").exists():
       corpora.write_corpus(self.corpus, self.letters, self.speeches, self.leads)
 
@@ -76,8 +74,7 @@ class Size:
     config.rounds = self.rounds
     config.model.update({"path": str(base.PATH), "sha256": "", "rope_theta": ROPE_THETA})
     config.corpus.update({
-        "sources": tuple({"name": name, "kind": "jsonl", "path": str(self.corpus / f"{name}.jsonl"), "id_field": "id",
-                          "text_field": "text", "split": ""} for name in ("letters", "entries", "real")),
+        "sources": corpora.sources(self.corpus),
         # An entry is a chunk, and so is a letter.
         "root_sources": ("letters",), "chunk_chars": 2048, "cache_dir": str(DIRECTORY / "cache")})
     # By spelling, since names are invented: results/small/findings.md has what it finds beside MiniLM.

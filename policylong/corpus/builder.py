@@ -77,7 +77,7 @@ def build(config: config_lib.Corpus, total_bytes: int, directory: pathlib.Path,
     for source in config.sources:
       digest.update(b"source" + source.name.encode() + b"\0")
       carry = source.name in with_file
-      for reading in _unique((read or _read)(source, carry), carry):
+      for reading in _unique((read or sources.read_source)(source, carry), carry):
         bar.update(reading.size)
         if reading.document is None:
           counts.bad(source.name, reading)
@@ -92,10 +92,6 @@ def build(config: config_lib.Corpus, total_bytes: int, directory: pathlib.Path,
   summary = counts.summary(version, config.chunk_chars)
   (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
   return version
-
-
-def _read(source: config_lib.Source, with_file: bool) -> Iterator[sources.Reading]:
-  return sources.read_source(source, True) if with_file else sources.read_source(source)
 
 
 def hash_id(doc_id: str) -> int:
