@@ -219,8 +219,8 @@ import sys, time
 from policylong import config
 from policylong.corpus import sources, store
 read = sources.read_source
-def slowly(source):
-  for number, reading in enumerate(read(source)):
+def slowly(source, ids_with_file):
+  for number, reading in enumerate(read(source, ids_with_file)):
     if number == 200:
       print("half", flush=True)
       time.sleep(60)
