@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks.reliability import forked, hostile, rounds
+from benchmarks.reliability import disk_full, forked, hostile, rounds
 from benchmarks.reliability.world import Case
 from tests.devices.test_hosts import run_environment
 from tests.test_resume import REPOSITORY
@@ -29,6 +29,20 @@ def run(module, folder, *flags):
 def test_what_is_wrong_with_an_end_is_found(code, err, wrong):
   assert hostile.wrong(CASE, forked.Ended(code, 1.0, "", err)).startswith(wrong)
   assert bool(hostile.wrong(CASE, forked.Ended(code, 1.0, "", err))) is bool(wrong)
+
+
+TOLD = "INFO: at work\nerror: runs/a.parquet (no space left on device): the disk is full: free some space\n"
+
+
+@pytest.mark.parametrize("ends, wrong", [
+    ([(1, TOLD)], ""), ([(1, "error: process 1 of 2 failed: it is as it is\n"), (1, TOLD)], ""),
+    ([(1, TOLD), (0, "")], "code 1"), ([(1, TOLD), (None, "")], "code 1"), ([(1, TOLD), (-6, TOLD)], "code 1"),
+    ([(1, TOLD), (1, "Traceback (most recent call last):\n" + TOLD)], "code 1"),
+    ([(1, TOLD), (1, "INFO: at work")], "code 1"),
+    ([(1, "error: runs/full/a\n"), (1, "error: process 0 of 2 failed: runs/full/a\n")], "it says")])
+def test_every_process_must_end_in_a_sentence_and_one_must_say_that_the_disk_is_full(ends, wrong):
+  found = disk_full.wrong([forked.Ended(code, 1.0, "", said) for code, said in ends])
+  assert found.startswith(wrong) and bool(found) is bool(wrong)
 
 
 @pytest.mark.parametrize("row, faults", [
@@ -65,11 +79,19 @@ def test_planted_defects_are_seen_and_flipped_bytes_change_nothing_in_silence(tm
 
 
 @pytest.mark.slow
-def test_thirty_flips_change_nothing_in_silence(tmp_path):
-  ended = run("flips", tmp_path, "--count=30", "--seed=1")
-  assert ended.returncode == 0 and "30 flips" in ended.stdout, ended.stdout + ended.stderr
+@pytest.mark.parametrize("count, processes", [(30, "1"), (10, "2,4")])
+def test_some_flips_change_nothing_in_silence(tmp_path, count, processes):
+  ended = run("flips", tmp_path, f"--count={count}", "--seed=1", f"--processes={processes}")
+  assert ended.returncode == 0 and f"{count} flips" in ended.stdout, ended.stdout + ended.stderr
 
 
 def test_a_full_disk_is_told_and_gone_on_from(tmp_path):
   ended = run("disk_full", tmp_path, "--raised", "--points=the corpus cache,verify-00001.parquet,a checkpoint")
+  assert ended.returncode == 0 and "the same bytes at the end" in ended.stdout, ended.stdout + ended.stderr
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told_by_several_processes_and_gone_on_from(tmp_path):
+  ended = run("disk_full", tmp_path, "--raised", "--processes=2,4",
+              "--points=the corpus cache,the index cache,verify-*.parquet,the sequences,a checkpoint,DONE.json")
   assert ended.returncode == 0 and "the same bytes at the end" in ended.stdout, ended.stdout + ended.stderr

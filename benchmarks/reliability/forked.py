@@ -9,7 +9,6 @@ import pathlib
 import resource
 import runpy
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -24,7 +23,7 @@ REPOSITORY = pathlib.Path(__file__).parents[2]
 LIBRARIES = ("pandas", "pyarrow.dataset", "pyarrow.parquet", "transformers", "orbax.checkpoint", "grain", "scann",
              "policylong.loop", "policylong.sft.tuning", "policylong.model.stored", "policylong.commands.run",
              "policylong.evaluation.benchmarks", "policylong.report.page", "policylong.status", "tests.small_run",
-             "tests.small_chat", "benchmarks.reliability.kills")
+             "tests.small_chat", "benchmarks.reliability.reread")
 # Bytes that a copy may take: what a hostile input makes of a command is not to take the machine down.
 _MEMORY = 6 << 30
 
@@ -50,7 +49,8 @@ def prepare(compiled: pathlib.Path | None = None) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
-def run(module: str, arguments: list[str], folder: pathlib.Path, patience: float, whole: bool = False) -> Ended:
+def run(module: str, arguments: list[str], folder: pathlib.Path, patience: float, *, cold: bool = False,
+        whole: bool = False) -> Ended:
   """Runs `python -m module arguments` in a copy of this process, which is killed after `patience` seconds.
 
   Args:
@@ -58,62 +58,36 @@ def run(module: str, arguments: list[str], folder: pathlib.Path, patience: float
     arguments: of its command line.
     folder: where the files go that hold what it says.
     patience: in seconds.
+    cold: a process of its own instead, as a person would start it; nothing that others compiled is taken.
     whole: whether the copy ends as a process does, waiting for its threads; the caller's frames end with it.
   """
-  out, err = folder / ".out", folder / ".err"
-  begin = time.monotonic()
-  child = os.fork()
-  if not child:
-    os.chdir(folder)  # what is written where it should not be goes with the case
-    _become(module, arguments, out, err, whole)
-  code = None
-  while time.monotonic() - begin < patience:
-    pid, status = os.waitpid(child, os.WNOHANG)
-    if pid:
-      code = os.waitstatus_to_exitcode(status)
-      break
-    time.sleep(0.01)
-  else:
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-  return Ended(code, time.monotonic() - begin, *(path.read_text(errors="replace") for path in (out, err)), child)
+  return run_together(module, [arguments], folder, patience, cold=cold, whole=whole)[0]
 
 
-def run_together(module: str, arguments: Sequence[list[str]], folder: pathlib.Path, patience: float) -> list[Ended]:
-  """As `run`, in several copies at the same time, of which all are killed after so many seconds."""
-  begin = time.monotonic()
-  children, codes = [], dict[int, int | None]()
+def run_together(module: str, arguments: Sequence[list[str]], folder: pathlib.Path, patience: float, *,
+                 cold: bool = False, whole: bool = False) -> list[Ended]:
+  """As `run`, several at the same time; all are killed after so many seconds, or when one of them was, as on a pod."""
+  begin, outputs = time.monotonic(), []
+  children, codes, late = [], dict[int, int](), False
   for number, own in enumerate(arguments):
-    out, err = folder / f".out{number}", folder / f".err{number}"
+    outputs.append((folder / f".out{number}", folder / f".err{number}"))
     children.append(os.fork())
     if not children[-1]:
-      os.chdir(folder)
-      _become(module, own, out, err, False)
-  while len(codes) < len(children):
-    if time.monotonic() - begin >= patience:
-      for child in set(children) - set(codes):
+      _become(module, own, outputs[-1], folder, cold, whole)
+  while left := set(children) - set(codes):
+    late = late or time.monotonic() - begin >= patience
+    if late or -signal.SIGKILL in codes.values():
+      for child in left:
         os.kill(child, signal.SIGKILL)
-    for child in set(children) - set(codes):
+    for child in left:
       pid, status = os.waitpid(child, os.WNOHANG)
       if pid:
         codes[child] = os.waitstatus_to_exitcode(status)
     time.sleep(0.01)
   seconds = time.monotonic() - begin
-  return [Ended(None if codes[child] == -signal.SIGKILL else codes[child], seconds,
-                *((folder / f".{stream}{number}").read_text(errors="replace") for stream in ("out", "err")), child)
-          for number, child in enumerate(children)]
-
-
-def start(module: str, arguments: list[str], folder: pathlib.Path, patience: float) -> Ended:
-  """As `run`, in a process of its own, as a person would start it; nothing that others compiled is taken."""
-  del folder
-  begin = time.monotonic()
-  try:
-    ended = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, timeout=patience,
-                           cwd=REPOSITORY, stdin=subprocess.DEVNULL, errors="replace")
-  except subprocess.TimeoutExpired as error:
-    return Ended(None, time.monotonic() - begin, str(error.stdout), str(error.stderr))
-  return Ended(ended.returncode, time.monotonic() - begin, ended.stdout, ended.stderr)
+  return [Ended(None if late and codes[child] == -signal.SIGKILL else codes[child], seconds,
+                *(path.read_text(errors="replace") for path in paths), child)
+          for child, paths in zip(children, outputs)]
 
 
 def group_is_gone(child: Ended) -> bool:
@@ -125,14 +99,18 @@ def group_is_gone(child: Ended) -> bool:
   return False
 
 
-def _become(module: str, arguments: list[str], out: pathlib.Path, err: pathlib.Path, whole: bool) -> NoReturn:
+def _become(module: str, arguments: list[str], outputs: tuple[pathlib.Path, pathlib.Path], folder: pathlib.Path,
+            cold: bool, whole: bool) -> NoReturn:
   """The copy's part."""
   code = 1
   try:
     os.setpgid(0, 0)
-    for path, stream in ((out, 1), (err, 2)):
+    os.chdir(REPOSITORY if cold else folder)  # what is written where it should not be goes with the case
+    for path, stream in zip(outputs, (1, 2)):
       os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    if cold:
+      os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
     resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
     sys.argv = [module, *arguments]
     if whole:

@@ -3,10 +3,12 @@
   python -m benchmarks.reliability.full_run POINT BALLAST ...flags of policylong.main...
 
 POINT is one of `POINTS`; BALLAST is a file that takes all the room that is left when it is reached, on a disk of its
-own; "" has the point raise what the system would.
+own; "" has the point raise what the system would. Of several processes the first one to be there has the disk full for
+all.
 """
 
 import errno
+import fnmatch
 import functools
 import os
 import pathlib
@@ -16,11 +18,11 @@ from collections.abc import Callable
 
 from etils import epath
 
-# Files that `storage.workdir` writes: the stages of a run and its evaluation, in the order in which they come.
-_WRITTEN = ("config.json", "base_model.json", "corpus.json", "results.json", "scan-00001.parquet",
-            "candidates-00000.parquet", "plan-00.json", "verify-00001.parquet", "verdicts.parquet", "judged.json",
-            "negatives.parquet", "sequences.parquet", "screened.json", "DONE.json", "offpolicy.parquet", "final.json",
-            "index.html")
+# Files that `storage.workdir` writes: the stages of a run and its evaluation, in the order in which they come, and of
+# shards the next one, whichever process has it.
+_WRITTEN = ("config.json", "base_model.json", "corpus.json", "results.json", "scan-*.parquet", "candidates-*.parquet",
+            "plan-*.json", "verify-*.parquet", "verdicts.parquet", "judged.json", "negatives.parquet",
+            "sequences.parquet", "screened.json", "DONE.json", "offpolicy.parquet", "final.json", "index.html")
 # What others write: the caches, array_record, TensorStore, a growing file.
 _CALLED = {"the corpus cache": ("policylong.corpus.builder", "build"),
            "the index cache": ("policylong.loop", "open_index"),
@@ -33,9 +35,9 @@ POINTS = (*_WRITTEN[:2], "the corpus cache", *_WRITTEN[2:4], "the index cache", 
 
 def install(point: str, full: Callable[[str], None]) -> None:
   """Calls `full` with a path before the first thing that is written at a point."""
-  if point in _WRITTEN:
+  if point not in _CALLED:
     kind = type(epath.Path("/"))
-    kind.write_bytes = _first(kind.write_bytes, full, lambda path, *_: path.name == f".{point}.tmp")
+    kind.write_bytes = _first(kind.write_bytes, full, lambda path, *_: fnmatch.fnmatch(path.name, f".{point}.tmp"))
     return
   module, names = _CALLED[point]
   *outer, name = names.split(".")
@@ -49,7 +51,8 @@ def fill(ballast: str, path: str) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
   with open(ballast, "ab", buffering=0) as file:
     room = os.fstatvfs(file.fileno())
-    os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize)
+    if room.f_bavail:  # another process may have been here
+      os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, room.f_bavail * room.f_frsize)
 
 
 def _first(function, full, applies):

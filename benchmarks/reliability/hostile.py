@@ -61,7 +61,7 @@ def run(case: Case, world: World, real: bool = False) -> forked.Ended:
       ended = forked.run(case.module, arguments, folder, PATIENCE)
       # A copy may inherit a lock that a thread of a library holds, and lacks that thread: the copy's fault alone.
       return run(case, world, real=True) if ended.code == -6 and "mutex.cc" in ended.err else ended
-    return forked.start(case.module, arguments, folder, PATIENCE)
+    return forked.run(case.module, arguments, folder, PATIENCE, cold=True)
 
 
 def main() -> None:

@@ -12,11 +12,11 @@ import json
 import os
 import pathlib
 import sys
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 
-from benchmarks.reliability.kills import files
 from policylong.errors import run_command
 from policylong.model.stored import open_model
 from policylong.report import __main__ as report
@@ -24,6 +24,26 @@ from policylong.report.standing import standing
 from policylong.report.tables import read_run
 from policylong.status import text
 from policylong.storage.workdir import Workdir
+from tests.test_resume import _leaves
+
+# What a clock decides: how fast it was, and how far.
+_TIMED = ("progress", "lock", "tensorboard", "report")
+
+
+def files(folder: pathlib.Path) -> Iterator[tuple[str, bytes]]:
+  """What must be the same: every table, sequence and marker, the losses, the parameters and the optimizer's state."""
+  for path in sorted(folder.rglob("*")):
+    name = path.relative_to(folder)
+    if path.is_file() and name.parts[0] not in (*_TIMED, "checkpoints") and name.name not in (
+        "metrics.jsonl", "metrics.jsonl.crc32", "origin.json"):
+      yield str(name), path.read_bytes()
+  lines = [line for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "step" in line]
+  # Not the gradient's norm, whose sum over all devices has the processes' order; the optimizer's moments say more.
+  yield "metrics", json.dumps([[line["step"], line["loss"]] for line in lines]).encode()
+  step, leaves = _leaves(folder)
+  yield f"step {step}", b""
+  for name, leaf in sorted(leaves.items()):
+    yield name, np.asarray(leaf).tobytes()
 
 
 def main() -> None:
