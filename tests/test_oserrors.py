@@ -4,13 +4,18 @@ import errno
 import json
 import os
 import resource
+import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from policylong import errors, oserrors
-from policylong.storage import workdir
+from policylong.corpus import builder
+from policylong.records import Document
+from policylong.retrieval import rows
+from policylong.storage import lines, workdir
 
 # As each library words it (their own texts, with other paths).
 TENSORSTORE = ("PERMISSION_DENIED: Error opening \"zarr\" driver: Error writing local file \"/w/run/a/.zarray\": "
@@ -84,6 +89,40 @@ def test_a_write_that_names_no_path_is_told_with_the_files(monkeypatch, tmp_path
     workdir.write_json(tmp_path / "table.json", {})
   assert f"{tmp_path}/table.json" in oserrors.sentence(caught.value)
   assert list(tmp_path.iterdir()) == []
+
+
+def _metrics(folder):
+  (folder / "metrics.jsonl").symlink_to("/dev/full")
+  lines.Growing(folder / "metrics.jsonl").write({"step": 1})
+
+
+def _corpus(folder):
+  (folder / "chunk_end.npy").symlink_to("/dev/full")
+  with builder._Writer(folder, 100) as writer:
+    writer.add(Document("a", 1000 * "Ten words are enough for a chunk, or for two. ", "s"))
+
+
+def _rows(folder):
+  class Embedder:
+    version, dim = "v", 4
+    embed_documents = staticmethod(lambda texts: np.ones((len(texts), 4), np.float32))
+
+  class Chunks:
+    version, num_chunks = "v", 3
+    chunk_text = staticmethod(str)
+  stored = rows.StoredRows(Chunks, Embedder, folder)
+  temporary = f".00000.npz.{socket.gethostname()}.0.tmp"
+  (folder / f"rows-{stored.version}").mkdir()
+  (folder / f"rows-{stored.version}" / temporary).symlink_to("/dev/full")
+  stored.embed(range(1))
+
+
+@pytest.mark.parametrize("write, path", [(_metrics, "metrics.jsonl"), (_corpus, ""), (_rows, "00000.npz")])
+def test_so_is_one_of_the_files_that_grow_or_are_written_in_parts(tmp_path, write, path):
+  with pytest.raises(OSError, match="No space left") as caught:
+    write(tmp_path)
+  assert str(tmp_path) in oserrors.sentence(caught.value).split(" (")[0]
+  assert oserrors.sentence(caught.value).split(" (")[0].endswith(path)
 
 
 def _limited_files():

@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from policylong import config as config_lib
+from policylong import oserrors
 from policylong.corpus import chunks, dealt, sources
 from policylong.errors import UserError
 from policylong.records import Document
@@ -179,7 +180,7 @@ class _Writer:
     return self
 
   def __exit__(self, kind, *_):
-    with self._open:
+    with oserrors.about(self._directory), self._open:
       if kind is None:
         self._finish()
 
@@ -204,12 +205,13 @@ class _Writer:
   def _flush(self):
     if not self._ids:
       return
-    self._arrow.write_batch(pa.record_batch([pa.array(self._ids, pa.large_string()),
-                                             pa.array(self._texts, pa.large_string())], schema=SCHEMA))
     documents = np.arange(self.documents - len(self._ids), self.documents)
     numbers = np.repeat(documents, [len(spans) for spans in self._spans])
-    for column, values in zip(self._columns.values(), [numbers, *np.concatenate(self._spans).T]):
-      column.append(values)
+    with oserrors.about(self._directory):
+      self._arrow.write_batch(pa.record_batch([pa.array(self._ids, pa.large_string()),
+                                               pa.array(self._texts, pa.large_string())], schema=SCHEMA))
+      for column, values in zip(self._columns.values(), [numbers, *np.concatenate(self._spans).T]):
+        column.append(values)
     self._first.append(np.asarray(self._document_first))
     self._hashes.append(np.fromiter(map(hash_id, self._ids), np.uint64, len(self._ids)))
     self._batch_first.append(self.documents)

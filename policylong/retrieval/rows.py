@@ -23,6 +23,7 @@ from typing import Protocol
 
 import numpy as np
 
+from policylong import oserrors
 from policylong.devices import hosts
 from policylong.errors import Damaged, UserError
 from policylong.retrieval.embedders import Embedder
@@ -130,7 +131,7 @@ class StoredRows:
     rows, path = checked_rows(vectors).astype(np.float16), self._path(file)
     # Where a lock holds on one machine alone, two may write the same rows: each whole, and one after the other.
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{hosts.index()}.tmp")
-    with open(temporary, "wb") as output:
+    with oserrors.about(path), open(temporary, "wb") as output:
       np.savez(output, rows=rows, of=np.array(self._name(file)))
     os.replace(temporary, path)
     return rows

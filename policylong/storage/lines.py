@@ -11,6 +11,8 @@ from typing import Any
 
 from etils import epath
 
+from policylong import oserrors
+
 _CHECKSUM = "checksum"
 
 
@@ -36,14 +38,16 @@ class Growing:
 
   def __init__(self, path: epath.Path):
     path.parent.mkdir(parents=True, exist_ok=True)
+    self._path = path
     self._lines, self._sums = path.open("a"), beside(path).open("a")
 
   def write(self, value: dict[str, Any]) -> None:
     """One more line."""
     text = json.dumps(value, allow_nan=False) + "\n"
-    for file, data in ((self._lines, text), (self._sums, sum_of(text.encode()) + "\n")):
-      file.write(data)
-      file.flush()
+    with oserrors.about(self._path):
+      for file, data in ((self._lines, text), (self._sums, sum_of(text.encode()) + "\n")):
+        file.write(data)
+        file.flush()
 
   def close(self) -> None:
     """No more of them."""

@@ -24,6 +24,7 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 from orbax.checkpoint.handlers import DefaultCheckpointHandlerRegistry
 
+from policylong import oserrors
 from policylong.devices import hosts
 from policylong.errors import Damaged, UserError
 from policylong.storage import manifest
@@ -229,9 +230,10 @@ class _KeepSteps(preservation_policy.PreservationPolicy):
 
 @contextmanager
 def _full_disk_as_oserror(directory: epath.Path) -> Iterator[None]:
-  """TensorStore reports a full disk as a ValueError with the system's error number in its text."""
+  """A full disk with the path: TensorStore has a ValueError with the system's number in its text, others no path."""
   try:
-    yield
+    with oserrors.about(directory):
+      yield
   except ValueError as error:
     if code := _full(error):
       raise OSError(code, os.strerror(code), str(directory)) from error
