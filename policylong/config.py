@@ -409,7 +409,7 @@ class Config:
     _at_least("rounds", self.rounds, 1)
     _between("seed", self.seed, 0, _LARGEST_SEED)
     _one_of("method", self.method, METHODS)
-    _between("max_staleness", self.max_staleness, 0, 1)
+    _at_least("max_staleness", self.max_staleness, 0)
     if self.method == "entropylong" and self.rounds > 1:
       raise ConfigError(f"method is 'entropylong' and rounds is {self.rounds}: it screens once, with the base model; "
                         "set rounds to 1, and roots_per_round and steps_per_round to those of all rounds together")

@@ -8,8 +8,9 @@
                 each document, which nothing of its own predicts; `long_gap` may choose among them)
     evaluation: benchmarks of the new policy (and, before the first round, of the base model)
 
-With `config.max_staleness` 1 a round is screened before the one before it is trained, by the policy from before that:
-what a run does whose screening goes on beside training. (Here they still take turns; what it costs in quality shows.)
+With `config.max_staleness` n a round is screened before the n rounds before it are trained, by the policy from before
+them. 1 is what a run does whose screening goes on beside training (here they still take turns; what it costs in quality
+shows); with `config.rounds` - 1 or more the base model screens every round, and nothing is chosen on policy.
 
 `config.method` says how sequences are made (`synthesis.methods`); of the methods that do not ask the policy, nothing
 is screened.

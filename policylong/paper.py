@@ -21,7 +21,8 @@ def config() -> ConfigDict:
       "seed": 0,
       # Rounds of screening, synthesis and training (P).
       "rounds": 4,
-      # Rounds of training that the policy which screens may lack: 0, the newest one screens; 1, the one before.
+      # Rounds of training that the policy which screens may lack: 0, the newest one screens; 1, the one before; as many
+      # as there are rounds, the base model.
       "max_staleness": 0,
       # How sequences are made: policylong; entropylong (one round); nextlong, quest, knn, iclm, standard, utk, prolong,
       # which do not ask the policy; given: corpus.sources hold token sequences (array_record, parquet, mds).

@@ -54,7 +54,7 @@ def test_the_demo_config_is_valid_and_survives_json(changes):
     ({"eval__documents__path": ""}, ["eval.tasks has position_loss", "eval.documents.path is empty"]),
     ({"seed": 2**63}, ["seed is 9223372036854775808", "between 0 and 9223372036854775807"]),
     ({"rounds": 0}, ["rounds is 0", "at least 1"]),
-    ({"max_staleness": 2}, ["max_staleness is 2", "between 0 and 1"]),
+    ({"max_staleness": -1}, ["max_staleness is -1", "at least 0"]),
     ({"method": "policyshort"}, ["method is 'policyshort'", "policylong, entropylong, nextlong"]),
     ({"method": "entropylong"}, ["method is 'entropylong' and rounds is 2", "set rounds to 1"]),
     ({"method": "utk", "training__document_masking": True}, ["'utk'", "training.document_masking is True", "to False"]),

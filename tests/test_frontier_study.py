@@ -20,7 +20,7 @@ from tests.test_small_study import _run
 @pytest.fixture
 def corpus(tmp_path, material, monkeypatch):
   monkeypatch.setattr(small_corpora, "MATERIAL", material)
-  corpora.write_corpus(tmp_path, letters=40, lead_count=2)
+  corpora.write_corpus(tmp_path, letters=40, mixed=10, lead_count=2)
   return tmp_path
 
 
@@ -61,7 +61,7 @@ def test_every_told_value_has_one_source_of_the_difficulty_that_the_truth_gives_
 
 def test_the_corpus_is_the_same_each_time(corpus, tmp_path):
   again = tmp_path / "again"
-  corpora.write_corpus(again, letters=40, lead_count=2)
+  corpora.write_corpus(again, letters=40, mixed=10, lead_count=2)
   for path in again.iterdir():
     assert path.read_bytes() == (corpus / path.name).read_bytes()
 
@@ -118,4 +118,4 @@ def test_results_tell_of_each_cell_and_of_the_differences_seed_by_seed(tmp_path)
 def test_the_quick_study_runs_to_its_results(tmp_path, material):
   _run("experiments.frontier_study", "--size=quick", f"--results={tmp_path}")
   text = (tmp_path / "RESULTS.md").read_text()
-  assert "2 of 2 runs are done" in text and "## Screening against the truth: policylong" in text
+  assert "3 of 3 runs are done" in text and "## Screening against the truth: policylong" in text

@@ -25,18 +25,24 @@ DIRECTORY = pathlib.Path("runs/frontier_study")
 LENGTH = 2 * BASE_LENGTH
 # After each of so many equal parts of the training the frontier is measured: PolicyLong's rounds.
 PARTS = 3
+# Piloted (PLAN.md): the largest but one at which plain packing takes nothing away that matters.
+PEAK_LEARNING_RATE = 5e-5
+# A token that a screened method trains on costs 2.7 times one of the others, as 5.2 are scored for it, each at a third
+# of a trained one: rounded up.
+SCREENED_COST = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
   """How much is done.
 
-  letters, leads: documents of the corpus. steps: of training, in all rounds together, each of `batch` sequences. roots:
-  that may be screened, in all rounds together. held_out: letters by which the frontier is measured. prompts: of a task
-  at each length.
+  letters, mixed, leads: documents of the corpus. steps: of training, in all rounds together, each of `batch` sequences.
+  roots: that may be screened, in all rounds together. held_out: letters by which the frontier is measured. prompts: of
+  a task at each length.
   """
   name: str
   letters: int
+  mixed: int
   leads: int
   steps: int
   batch: int
@@ -47,7 +53,7 @@ class Size:
   @property
   def corpus(self) -> pathlib.Path:
     """Where the corpus lies."""
-    return DIRECTORY / f"corpus-{self.letters}-{self.leads}"
+    return DIRECTORY / f"corpus-{self.letters}-{self.mixed}-{self.leads}"
 
   def prepare(self) -> None:
     """Writes the corpus if it is not there.
@@ -57,7 +63,7 @@ class Size:
     """
     check_base(base.FOLDER)
     if not (self.corpus / "truth.json").exists():
-      corpora.write_corpus(self.corpus, self.letters, self.leads)
+      corpora.write_corpus(self.corpus, self.letters, self.mixed, self.leads)
 
   def get_config(self) -> ConfigDict:
     """PolicyLong at this size: three rounds, the paper's epsilon, and what is surer must be likelier."""
@@ -65,7 +71,7 @@ class Size:
     config.rounds = PARTS
     config.model.update({"path": str(base.PATH), "sha256": ""})
     config.corpus.update({
-        "sources": sources(self.corpus),
+        "sources": sources(self.corpus, corpora.SOURCES),
         "root_sources": ("letters",), "chunk_chars": 2048, "cache_dir": str(DIRECTORY / "cache")})
     # By spelling, since names are invented (small_study/results/small/findings.md).
     config.retrieval.update({"embedder": "hashed", "embedder_path": "", "embedder_sha256": "", "index": "exact"})
@@ -84,7 +90,7 @@ class Size:
     config.synthesis.update({"sequence_length": LENGTH, "negatives_per_positive": 1})
     config.training.update({
         "steps_per_round": self.steps // PARTS, "batch_size": self.batch, "accumulation": self.batch // 2,
-        "peak_learning_rate": 1e-4, "warmup_fraction": 0.1, "remat": "none", "compute_dtype": "float32",
+        "peak_learning_rate": PEAK_LEARNING_RATE, "warmup_fraction": 0.1, "remat": "none", "compute_dtype": "float32",
         "checkpoint_every": self.steps // PARTS, "keep_checkpoints": PARTS})
     config.model.scoring_dtype = "float32"
     config.method_options.quest_least_score = 1.0
@@ -100,14 +106,18 @@ class Size:
   def cells(self, names: tuple[str, ...]) -> Iterator[tuple[str, dict]]:
     """The cells of these names, in their order.
 
-    "policylong": re-screened before each third of the training. "offline": the same sequences, all of their contexts
-    chosen by the base model. "one_refresh": re-screened once, half-way. "query_window=8": PolicyLong with a retriever
-    that finds a quarter of the sources. Other methods by their names.
+    "policylong": re-screened before each third of the training. "offline": the same run, roots and rounds, but all
+    contexts are chosen by the base model. "one_refresh": the last third's are chosen by the policy after the first.
+    These three are the same run until the second third begins. Other methods by their names. NAME_equal_compute: with
+    so many fewer steps that training and screening together cost no more than the steps of the others.
     """
-    cells = {"policylong": {}, "offline": self.rounds(1), "one_refresh": self.rounds(2),
-             "query_window=8": {"screening.query_window": 8}}
+    cells = {"policylong": {}, "offline": {"max_staleness": PARTS - 1}, "one_refresh": {"max_staleness": 1}}
     cells |= {method: {"method": method, **self.rounds(1)}
               for method in ("entropylong", "nextlong", "quest", "standard")}
+    fewer = dataclasses.replace(self, steps=self.steps // SCREENED_COST, roots=self.roots // SCREENED_COST)
+    cells |= {f"{name}_equal_compute": {
+        **cells[name], **fewer.rounds(1 if name == "entropylong" else PARTS),
+        "training.checkpoint_every": fewer.steps // PARTS} for name in ("policylong", "offline", "entropylong")}
     return ((name, cells[name]) for name in names)
 
   def measure(self, workdir: pathlib.Path) -> dict[str, float]:

@@ -8,7 +8,7 @@ to be asked about (tasks.py).
 import itertools
 import json
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from experiments.small_study.world import World, training_documents
 from policylong.errors import UserError
@@ -68,10 +68,10 @@ def write_corpus(directory: pathlib.Path, letters: int, speech_count: int, lead_
   write_atomically(directory / "truth.json", json.dumps(truth).encode())
 
 
-def sources(directory: pathlib.Path) -> tuple[dict, ...]:
+def sources(directory: pathlib.Path, names: Sequence[str] = ("letters", "entries", "real")) -> tuple[dict, ...]:
   """`corpus.sources` of a config, of the files of a study's corpus."""
   return tuple({"name": name, "kind": "jsonl", "path": str(directory / f"{name}.jsonl"), "id_field": "id",
-                "text_field": "text", "split": ""} for name in ("letters", "entries", "real"))
+                "text_field": "text", "split": ""} for name in names)
 
 
 def write_documents(path: pathlib.Path, documents: Iterable[tuple[str, str]]) -> None:
