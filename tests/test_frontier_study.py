@@ -100,17 +100,19 @@ def test_verified_is_who_becomes_surer_and_right():
 
 def test_results_tell_of_each_cell_and_of_the_differences_seed_by_seed(tmp_path):
   grid = read_grid("experiments/frontier_study/small.py")
-  numbers = {"verified": 0.5, "needle_nll/512": 0.25, "round1/recall": 1.0}
+  numbers = {"verified": 0.5, "needle_nll/512": 0.25, "round1/recall": 1.0, "told_nll@5": 2.0}
   write_json(tmp_path / "base.json", {**numbers, "told_nll": 2.25})
   for name, losses in {"policylong": (1.0, 1.5), "offline": (1.25, 2.25)}.items():
     for seed, loss in enumerate(losses):
       write_json(tmp_path / "outcomes" / f"{name}-seed{seed}.json",
-                 {"numbers": {**numbers, "told_nll": loss, "step12/verified": 0.125 * (seed + 1)}})
+                 {"numbers": {**numbers, "told_nll": loss, "told_nll@6": 2 * loss,
+                              "step12/verified": 0.125 * (seed + 1)}})
   report.write(grid, tmp_path, tmp_path / "none.md")
   text = (tmp_path / "RESULTS.md").read_text()
   assert f"4 of {len(grid.cells)} runs are done, each of {36 * 4 * 1024:,} tokens" in text
   assert "| base | 2.25 |" in text and "| policylong | 1.2 ± 3.2 |" in text  # of 1 and 1.5: 0.25 * 12.706
-  assert "| policylong − offline | -0.5 ± 3.2 " in text
+  # Of -0.25 and -0.75; its hardest is the mean of number 5, the same in both, and 6; 3.5 is 0.25 * (12.706 + 1.376).
+  assert "| policylong − offline | 2 | -0.5 ± 3.2 (3.5) | -0.5 ± 3.2 (3.5) |" in text
   assert "## Screening against the truth: offline" in text and "| cell | step12/verified |" in text
 
 

@@ -58,23 +58,53 @@ def test_a_method_without_policy_screens_nothing_embeds_nothing_and_has_a_page(f
   assert "none screened" in page
 
 
+STALE = {"rounds": 3, "screening.roots_per_round": 4}
+
+
+@pytest.fixture(scope="module")
+def stale(folder, tmp_path_factory):
+  """A run of three rounds with a staleness of one."""
+  directory = tmp_path_factory.mktemp("stale") / "run"
+  assert run_main(folder / "small.py", directory, max_staleness=1, **STALE).returncode == 0
+  return directory
+
+
+def policy_steps(directory):
+  """Of the policies that screened the three rounds."""
+  return [json.loads((directory / "rounds" / f"{r}" / "DONE.json").read_text())["policy_step"] for r in (1, 2, 3)]
+
+
+def files_of(directory, pattern):
+  return {str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.glob(pattern))
+          if path.is_file()}
+
+
 def test_with_a_staleness_of_one_a_round_is_screened_by_the_policy_before_the_last_and_goes_on_after_kills(
-    folder, tmp_path):
-  settings = {"rounds": 3, "max_staleness": 1, "screening.roots_per_round": 4}
-  assert run_main(folder / "small.py", tmp_path / "whole", **settings).returncode == 0
+    folder, tmp_path, stale):
   for kill in ("scan:3", "between:1"):  # in round 2's screening, before any training; at the end of round 1
-    assert run_main(folder / "small.py", tmp_path / "killed", kill, **settings).returncode == -9
-  assert run_main(folder / "small.py", tmp_path / "killed", **settings).returncode == 0
-  whole, killed = ({str(path.relative_to(tmp_path / name)): path.read_bytes()
-                    for path in sorted((tmp_path / name).glob("rounds/**/*")) if path.is_file()}
-                   for name in ("whole", "killed"))
-  assert whole == killed
-  done = [json.loads((tmp_path / "whole" / "rounds" / f"{r}" / "DONE.json").read_text()) for r in (1, 2, 3)]
-  assert [one["policy_step"] for one in done] == [0, 0, 4]
+    assert run_main(folder / "small.py", tmp_path / "killed", kill, max_staleness=1, **STALE).returncode == -9
+  assert run_main(folder / "small.py", tmp_path / "killed", max_staleness=1, **STALE).returncode == 0
+  assert files_of(stale, "rounds/**/*") == files_of(tmp_path / "killed", "rounds/**/*")
+  assert policy_steps(stale) == [0, 0, 4]
   for r, step in ((2, 0), (3, 4)):  # the tables say so too, and so do the spans of what is trained on
-    round_ = tmp_path / "whole" / "rounds" / str(r)
     for table in ("roots", "verdicts", "sequences"):
-      assert set(pq.read_table(round_ / f"{table}.parquet").column("policy_step").to_pylist()) == {step}, table
+      rows = pq.read_table(stale / "rounds" / str(r) / f"{table}.parquet")
+      assert set(rows.column("policy_step").to_pylist()) == {step}, table
+
+
+def test_with_a_staleness_of_two_rounds_the_base_model_screens_all_three_and_the_first_two_are_the_same(
+    folder, tmp_path, stale):
+  offline = tmp_path / "offline"
+  assert run_main(folder / "small.py", offline, max_staleness=2, **STALE).returncode == 0
+  assert policy_steps(offline) == [0, 0, 0]
+  for r in (1, 2):
+    tables = files_of(stale, f"rounds/{r}/*.parquet") | files_of(stale, f"rounds/{r}/sequences/*")
+    assert len(tables) > 8
+    assert tables == files_of(offline, f"rounds/{r}/*.parquet") | files_of(offline, f"rounds/{r}/sequences/*")
+  roots = [pq.read_table(directory / "rounds" / "3" / "roots.parquet") for directory in (stale, offline)]
+  assert roots[0].column("doc_id").equals(roots[1].column("doc_id"))
+  assert not roots[0].column("policy_step").equals(roots[1].column("policy_step"))
+  assert not (offline / "rounds" / "3" / "offpolicy.parquet").exists()  # the same policy: nothing can have changed
 
 
 def test_with_document_masking_a_run_trains_on_its_documents_apart(folder, tmp_path):

@@ -1,6 +1,7 @@
 """RESULTS.md: what was found, in words written by hand (findings.md), and all numbers, from the cells' outcomes."""
 
 import pathlib
+import statistics
 from collections.abc import Mapping, Sequence
 
 from experiments.cells import Grid
@@ -13,6 +14,11 @@ from experiments.small_study.report import detectable
 from policylong.storage.workdir import read_json, write_atomically
 
 PRIMARY, REFERENCE = "told_nll", "policylong"
+# What the base model cannot use.
+HARDEST = tuple(f"{PRIMARY}@{number}" for number in NUMBERS[-2:])
+# Beside the reference and each other cell.
+_MORE_PAIRS = (("offline", "standard"), *(("policylong_equal_compute", other) for other in (
+    "offline_equal_compute", "entropylong_equal_compute", "nextlong", "quest", "standard")))
 _SCREENING = ("anchored", "recall", "positives", "positives_true", "without_value", "accepted_own", "accepted_control",
               "offpolicy_gap")
 _BY_SEED = Mapping[int, Mapping[str, float]]
@@ -60,17 +66,19 @@ def _table(cells: Mapping[str, _BY_SEED], names: Sequence[str]) -> str:
 
 
 def _differences(cells: Mapping[str, _BY_SEED]) -> str:
+  measures = {PRIMARY: (PRIMARY,), "its hardest": HARDEST, "verified": ("verified",),
+              f"needle_nll/{BASE_LENGTH}": (f"needle_nll/{BASE_LENGTH}",)}
   rows = []
-  for other, runs in cells.items():
-    both = sorted(runs.keys() & cells[REFERENCE].keys())
-    if other in ("base", REFERENCE) or not both:
+  for one, other in (*((REFERENCE, other) for other in cells if other not in ("base", REFERENCE)), *_MORE_PAIRS):
+    both = sorted(cells.get(one, {}).keys() & cells.get(other, {}).keys())
+    if not both:
       continue
     columns = []
-    for name in (PRIMARY, "verified", f"needle_nll/{BASE_LENGTH}"):
-      values = [cells[REFERENCE][seed][name] - runs[seed][name] for seed in both]
+    for names in measures.values():
+      values = [statistics.fmean(cells[one][seed][name] - cells[other][seed][name] for name in names) for seed in both]
       columns.append(told(values) + (f" ({detectable(values):.2g})" if len(values) > 1 else ""))
-    rows.append((f"{REFERENCE} − {other}", *columns))
-  return markdown_table(("", PRIMARY, "verified", f"needle_nll/{BASE_LENGTH}"), rows) + "\n"
+    rows.append((f"{one} − {other}", str(len(both)), *columns))
+  return markdown_table(("", "seeds", *measures), rows) + "\n"
 
 
 def _screening(cell: str, runs: _BY_SEED) -> str:
