@@ -6,7 +6,7 @@ Each cell is a run of its own in DIR/runs/<name>-seed<seed>, as `policylong.main
 and started again, the command goes on. Cells share the corpus and the index by their configs' `corpus.cache_dir`, and
 compiled programs in DIR/compiled (JAX's own cache; JAX_COMPILATION_CACHE_DIR puts it elsewhere). A cell that fails is
 recorded with its sentence, the others go on, and the next start tries it again. The result is DIR/table.parquet (a row
-a run), DIR/table.md (a row a cell, means with 95% intervals over seeds) and DIR/plot.svg.
+a run), DIR/table.md (a column a cell, means with 95% intervals over seeds) and DIR/plot.svg.
 """
 
 import argparse

@@ -70,13 +70,11 @@ def write_results(grid: Grid, directory: pathlib.Path) -> None:
 
 
 def markdown(by_cell: Mapping[str, list[dict]], names: Sequence[str]) -> str:
-  """A row a cell; under it, what failed and why."""
-  told_rows = []
-  for cell, rows in by_cell.items():
-    values = [told([row["numbers"][name] for row in rows if name in row["numbers"]]) for name in names]
-    done = sum(row["status"] == "done" for row in rows)
-    told_rows.append((cell, f"{done} of {len(rows)}", *values))
-  lines = [markdown_table(("cell", "runs", *names), told_rows), "",
+  """A row a number, of which there may be hundreds, and a column a cell; under it, what failed and why."""
+  runs = (f"{sum(row['status'] == 'done' for row in rows)} of {len(rows)}" for rows in by_cell.values())
+  told_rows = [(name, *(told([row["numbers"][name] for row in rows if name in row["numbers"]])
+                        for rows in by_cell.values())) for name in names]
+  lines = [markdown_table(("", *by_cell), [("runs", *runs), *told_rows]), "",
            "Means over seeds ± half of the 95% interval (Student's t); a single run has none."]
   lines += [f"\n{row['cell']}, seed {row['seed']}, failed: {row['error']}" for rows in by_cell.values() for row in rows
             if row["status"] == "failed"]

@@ -165,7 +165,7 @@ def test_the_table_has_means_with_intervals_over_seeds(tmp_path):
     (tmp_path / "outcomes" / f"{cell.folder}.json").write_text(json.dumps({"numbers": {"score": value}}))
   write_results(grid, tmp_path)
   table = (tmp_path / "table.md").read_text()
-  assert "| a | 3 of 3 | 2.0 ± 2.5 |" in table and "| b | 0 of 3 | – |" in table
+  assert "|  | a | b |\n|---|---|---|\n| runs | 3 of 3 | 0 of 3 |\n| score | 2.0 ± 2.5 | – |" in table
   rows = sorted(pq.read_table(tmp_path / "table.parquet").to_pylist(), key=lambda row: (row["cell"], row["seed"]))
   assert [row["seed"] for row in rows] == [0, 1, 2] * 2 and [row["score"] for row in rows] == [1, 2, 3] + [None] * 3
   assert [row["status"] for row in rows] == ["done"] * 3 + ["waiting"] * 3
@@ -175,7 +175,8 @@ def test_the_table_has_means_with_intervals_over_seeds(tmp_path):
 
 @pytest.mark.parametrize("path", [str(path.relative_to(REPOSITORY)) for path in sorted(
     [REPOSITORY / "experiments/comparison.py", REPOSITORY / "experiments/ablations.py",
-     *((REPOSITORY / f"experiments/small_study/{size}.py") for size in ("quick", "small", "full"))])])
+     *((REPOSITORY / f"experiments/small_study/{size}.py") for size in ("quick", "small", "negatives", "full")),
+     *((REPOSITORY / f"experiments/frontier_study/{size}.py") for size in ("quick", "small"))])])
 def test_the_grids_that_come_with_it_are_valid_and_no_two_cells_are_alike(path, monkeypatch):
   monkeypatch.chdir(REPOSITORY)
   grid = read_grid(path)

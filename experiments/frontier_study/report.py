@@ -8,7 +8,7 @@ from experiments.cells import Grid
 from experiments.frontier_study.study import LENGTH
 from experiments.frontier_study.world import NUMBERS
 from experiments.grid import outcome_path
-from experiments.results import markdown_table, told
+from experiments.results import markdown_table, plot, told
 from experiments.small_study.base import LENGTH as BASE_LENGTH
 from experiments.small_study.report import detectable
 from policylong.storage.workdir import read_json, write_atomically
@@ -51,6 +51,10 @@ def write(grid: Grid, directory: pathlib.Path, findings: pathlib.Path) -> None:
   if REFERENCE in cells:
     parts.append("## Differences, seed by seed\n\nIn brackets the smallest true difference that so many seeds would "
                  "show four times out of five, at the spread that was seen.\n\n" + _differences(cells))
+  chosen = [PRIMARY, *HARDEST, "verified", f"needle_nll/{BASE_LENGTH}"]
+  rows = {name: [{"numbers": run} for run in runs.values()] for name, runs in cells.items()}
+  write_atomically(directory / "results.svg", plot(rows, chosen).encode())
+  parts.append("![chosen numbers, a dot a seed](results.svg)\n")
   parts += [_screening(name, runs) for name, runs in cells.items()
             if any("round1/recall" in run for run in runs.values())]
   write_atomically(directory / "RESULTS.md", "\n".join(parts).encode())

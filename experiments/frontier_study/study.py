@@ -109,7 +109,8 @@ class Size:
     "policylong": re-screened before each third of the training. "offline": the same run, roots and rounds, but all
     contexts are chosen by the base model. "one_refresh": the last third's are chosen by the policy after the first.
     These three are the same run until the second third begins. Other methods by their names. NAME_equal_compute: with
-    so many fewer steps that training and screening together cost no more than the steps of the others.
+    so many fewer steps that training and screening together cost no more than the steps of the others. FIELD=VALUE:
+    "policylong" with that changed.
     """
     cells = {"policylong": {}, "offline": {"max_staleness": PARTS - 1}, "one_refresh": {"max_staleness": 1}}
     cells |= {method: {"method": method, **self.rounds(1)}
@@ -118,6 +119,10 @@ class Size:
     cells |= {f"{name}_equal_compute": {
         **cells[name], **fewer.rounds(1 if name == "entropylong" else PARTS),
         "training.checkpoint_every": fewer.steps // PARTS} for name in ("policylong", "offline", "entropylong")}
+    cells |= {f"{field}={value}": {f"{group}.{field}": value} for group, field, values in (
+        ("synthesis", "negatives_per_positive", (0, 2, 4)), ("screening", "evidence", ("entropy",)),
+        ("screening", "budget", (4.0, None))) for value in values}
+    cells |= {f"rounds={count}": self.rounds(count) for count in (1, 2, 4, 9)}
     return ((name, cells[name]) for name in names)
 
   def measure(self, workdir: pathlib.Path) -> dict[str, float]:
