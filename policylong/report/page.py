@@ -82,6 +82,17 @@ def _standing(run, stands, now):
                  class_="facts"), note, id="standing")
 
 
+def _who_screened(run):
+  stale = run.setting("max_staleness", 0)
+  if not run.screened:
+    return "none screened: the method asks no policy"
+  if not stale:
+    return "each screened by the policy of that moment"
+  if stale >= run.setting("rounds") - 1:
+    return "all screened by the base model"
+  return f"each screened by the policy of {plural(stale, 'round')} before"
+
+
 def _header(run, stands, links, texts):
   done = [round_ for round_ in run.rounds if round_.finished]
   model, rounds = run.setting("model.path"), run.setting("rounds")
@@ -95,9 +106,8 @@ def _header(run, stands, links, texts):
       ("Corpus", plural(run.corpus["documents"], "document") if "documents" in run.corpus else NONE,
        f"{count(run.corpus.get('chunks'))} chunks of {count(run.setting('corpus.chunk_chars'))} characters"),
       ("Method", run.setting("method", "policylong"), "how sequences are made"),
-      ("Rounds finished", of(len(done), rounds),
-       "each screened by the policy of that moment" if run.screened else "none screened: the method asks no policy"),
-      ("Policy at step", " → ".join(count(step) for step in dict.fromkeys(steps)) or NONE,
+      ("Rounds finished", of(len(done), rounds), _who_screened(run)),
+      ("Policy at step", " → ".join(map(count, steps)) or NONE,
        "training steps, round by round"),
       *([("α, anchors", setting(run.setting("screening.alpha", NONE)),
           "standard deviations above a root's mean entropy"),

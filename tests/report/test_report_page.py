@@ -327,6 +327,20 @@ def test_how_much_there_was_to_find_and_by_what_margin_stands_at_the_top(tmp_pat
   assert "Loss margin1.48 → 0.52 nats" in written(tmp_path).one("header").text
 
 
+@pytest.mark.parametrize("staleness, steps, words", [
+    (0, (0, 24, 48), "each screened by the policy of that moment"),
+    (1, (0, 0, 24), "each screened by the policy of 1 round before"),
+    (2, (0, 0, 0), "all screened by the base model")])
+def test_whose_eyes_a_round_was_screened_with_stands_at_the_top(tmp_path, staleness, steps, words):
+  fake_run.write(tmp_path, rounds=3, roots=4)
+  (tmp_path / "config.json").write_text(json.dumps({**fake_run.config(3), "max_staleness": staleness}))
+  for index, step in enumerate(steps, start=1):
+    path = tmp_path / "rounds" / str(index) / "DONE.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "policy_step": step}))
+  top = written(tmp_path).one("header").text
+  assert f"3 of 3{words}Policy at step{' → '.join(map(str, (*steps, 72)))}training steps" in top
+
+
 def test_counts_that_differ_between_done_and_the_tables_are_found(tmp_path):
   fake_run.write(tmp_path, roots=6)
   path = tmp_path / "rounds" / "1" / "DONE.json"
