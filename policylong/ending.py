@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 # Seconds between the request and the end where nothing is deferred: schedulers kill after 30 and more.
 GRACE = 15.0
@@ -26,6 +27,8 @@ LIMIT = 30.0
 _AGAIN = 1.0
 
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
+# The bars (`storage.progress`) that are open in this process; the innermost is the last one.
+bars: list[Any] = []
 
 
 class Terminated(BaseException):
@@ -72,6 +75,13 @@ def request(number: signal.Signals) -> None:
 def ends_with(code: int) -> None:
   """Notes what the process is about to end with."""
   _State.code = code
+
+
+def say(sentence: str) -> None:
+  """Says in one line why the process ends; a bar that is still being drawn keeps its own line."""
+  drawn = any(not bar.disable for bar in bars)
+  with contextlib.suppress(OSError):  # nobody reads it
+    print(f"{'\n' * drawn}error: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -133,7 +143,7 @@ def _watch(pipe: int) -> None:
   while left > 0:
     time.sleep(0.1)
     left = GRACE if _State.deferred else left - 0.1
-  print(f"error: {sentence(number)}", file=sys.stderr, flush=True)
+  say(sentence(number))
   os._exit(CODES[number])
 
 

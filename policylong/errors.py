@@ -5,7 +5,6 @@ names the thing, the value found and the value wanted. What the operating system
 end of a command (`oserrors`). Everything else that is raised is our own fault and keeps its stack trace.
 """
 
-import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -107,7 +106,6 @@ def run_command(main: Callable[[], None]) -> None:
 
 def _leave(sentence: str, code: int = 1) -> NoReturn:
   """Says why, and ends the command."""
-  with contextlib.suppress(OSError):  # nobody reads it
-    print(f"error: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
+  ending.say(sentence)
   ending.ends_with(code)
   sys.exit(code)

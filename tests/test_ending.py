@@ -9,6 +9,9 @@ import time
 
 import pytest
 
+from policylong import ending
+from policylong.storage.progress import Bar
+
 REPOSITORY = pathlib.Path(__file__).parents[1]
 PROGRAM = """
 import signal, sys, threading, time
@@ -100,3 +103,13 @@ def test_a_thread_that_is_left_does_not_keep_the_process(thread, end, code):
   with start(f"{thread}; {end}") as process:
     _, said = process.communicate(timeout=20)
   assert process.returncode == code and time.monotonic() - begin < 10, said
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_what_a_process_ends_with_has_a_line_of_its_own(capsys, drawn):
+  with Bar(desc="training", total=3, disable=not drawn) as bar:
+    bar.update(1)
+    ending.say("the disk\nis full")  # as from a thread: the bar stays open
+  said = capsys.readouterr().err.split("error: ")
+  assert len(said) == 2 and said[1].startswith("the disk is full\n")
+  assert said[0].endswith("\n") and "training" in said[0] if drawn else said[0] == ""

@@ -1,5 +1,6 @@
 """What the operating system says is one sentence with the path and what to do, in whichever dialect it comes."""
 
+import contextlib
 import errno
 import json
 import os
@@ -96,6 +97,14 @@ def _metrics(folder):
   lines.Growing(folder / "metrics.jsonl").write({"step": 1})
 
 
+def _metrics_closed(folder):
+  (folder / "metrics.jsonl").symlink_to("/dev/full")
+  growing = lines.Growing(folder / "metrics.jsonl")
+  with contextlib.suppress(OSError):
+    growing.write({"step": 1})
+  growing.close()  # tries once more
+
+
 def _corpus(folder):
   (folder / "chunk_end.npy").symlink_to("/dev/full")
   with builder._Writer(folder, 100) as writer:
@@ -117,7 +126,8 @@ def _rows(folder):
   stored.embed(range(1))
 
 
-@pytest.mark.parametrize("write, path", [(_metrics, "metrics.jsonl"), (_corpus, ""), (_rows, "00000.npz")])
+@pytest.mark.parametrize("write, path", [
+    (_metrics, "metrics.jsonl"), (_metrics_closed, "metrics.jsonl"), (_corpus, ""), (_rows, "00000.npz")])
 def test_so_is_one_of_the_files_that_grow_or_are_written_in_parts(tmp_path, write, path):
   with pytest.raises(OSError, match="No space left") as caught:
     write(tmp_path)

@@ -13,7 +13,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -226,7 +225,7 @@ def end(sentence: str) -> None:
   if client() is not None:
     with contextlib.suppress(Exception):  # the others will miss its heartbeat
       _tell_failure(sentence)
-  print(f"error: {sentence}", file=sys.stderr, flush=True)
+  ending.say(sentence)
   os._exit(1)  # a run may be killed at any instant
 
 
@@ -274,6 +273,6 @@ def _follow(leaving: threading.Lock) -> None:
   if asked and is_first() and not ending.is_deferred():
     os.kill(os.getpid(), asked)
   elif leaving.acquire(blocking=False):
-    print(f"error: {reason}", file=sys.stderr, flush=True)
+    ending.say(reason)
     jax.distributed.shutdown()
     os._exit(int(code))

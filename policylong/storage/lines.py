@@ -51,8 +51,8 @@ class Growing:
 
   def close(self) -> None:
     """No more of them."""
-    self._lines.close()
-    self._sums.close()
+    with oserrors.about(self._path), self._sums, self._lines:
+      pass  # each is closed, whatever befalls the other
 
 
 def read(path: epath.Path) -> tuple[list[tuple[bytes, dict[str, Any]]], int]:

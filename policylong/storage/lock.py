@@ -24,7 +24,6 @@ import os
 import pathlib
 import secrets
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +31,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from policylong import paths
+from policylong import ending, paths
 from policylong.errors import UserError
 from policylong.storage.workdir import listed
 
@@ -246,7 +245,7 @@ def _overwrite(path: epath.Path, data: bytes) -> None:
 
 
 def _end(sentence: str) -> None:
-  print(f"error: {sentence}", file=sys.stderr, flush=True)
+  ending.say(sentence)
   os._exit(1)  # a run may be killed at any instant; nothing more may be written
 
 

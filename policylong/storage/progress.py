@@ -29,9 +29,6 @@ log = logging.getLogger(__name__)
 EVERY = 5.0
 # The rate is that of the last so many seconds.
 _WINDOW = 300.0
-# Of this process; the innermost is the last one.
-_open: list["Bar"] = []
-
 
 @dataclasses.dataclass(frozen=True)
 class Work:
@@ -75,7 +72,7 @@ class Bar(tqdm):
     self.changes = deque([(time.time(), initial)])  # (when, how much was done then); the rate is counted from them
     super().__init__(desc=desc, unit=unit, total=total, initial=initial, **options)
     self.unit = unit  # tqdm forgets it where nothing is drawn
-    _open.append(self)
+    ending.bars.append(self)
 
   def update(self, n: float = 1):
     """Advances by n units."""
@@ -84,7 +81,7 @@ class Bar(tqdm):
 
   def close(self) -> None:
     """Ends the bar; a second time does nothing."""
-    _open[:] = [bar for bar in _open if bar is not self]  # equal bars are those at one place on the screen
+    ending.bars[:] = [bar for bar in ending.bars if bar is not self]  # equal bars are those at one place on the screen
     super().close()
 
   def work(self, now: float) -> Work:
@@ -167,7 +164,7 @@ class _Teller:
 
   def _tell(self, stopped: str | None = None) -> None:
     now = time.time()
-    bar = next(reversed(_open), None)
+    bar = next(reversed(ending.bars), None)
     work = None if bar is None else bar.work(now)  # without a total, tqdm's bars are neither true nor false
     if (seen := (id(bar), work and work.done)) != self._seen:
       self._seen, self._moved = seen, now

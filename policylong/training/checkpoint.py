@@ -13,6 +13,7 @@ import errno
 import logging
 import os
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,8 +35,8 @@ log = logging.getLogger(__name__)
 
 # The items; what Orbax writes beside them when it likes says nothing that a restore asks.
 ITEMS = ("state", "data", "meta")
-
-
+# What the interpreter says to those who come too late.
+_LEFT_ALONE = ("Event loop is closed", "cannot schedule new futures after")
 _REMEDY = "remove that folder to go on from the one before"
 
 
@@ -246,10 +247,23 @@ def _full(error: BaseException | None) -> int:
   return int(number[1]) if number and int(number[1]) in (errno.ENOSPC, errno.EDQUOT) else 0
 
 
-def _is_no_full_disk(record: logging.LogRecord) -> bool:
-  """Orbax logs what it raises with its stack; of a full disk we say all that there is to say."""
-  error = record.exc_info[1] if record.exc_info else None
-  return not (_full(error) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)))
+def _is_news(error: BaseException | None) -> bool:
+  """Whether what a thread of Orbax's or TensorStore's raised says more than the sentence of a save that failed does.
+
+  Of a full disk that says all; and other writes of that save, which nobody waits for any more, find what they would
+  report to closed.
+  """
+  if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    return False
+  return not (_full(error) or (isinstance(error, RuntimeError) and str(error).startswith(_LEFT_ALONE)))
 
 
-logging.getLogger("absl").addFilter(_is_no_full_disk)
+def _unraisable(raised: "sys.UnraisableHookArgs") -> None:
+  """What TensorStore's callbacks raise comes here."""
+  if _is_news(raised.exc_value):
+    _printing(raised)
+
+
+# Orbax logs what it raises with its stack.
+logging.getLogger("absl").addFilter(lambda record: _is_news(record.exc_info[1] if record.exc_info else None))
+_printing, sys.unraisablehook = sys.unraisablehook, _unraisable

@@ -3,6 +3,7 @@
 A line that has a "step" is one training step's. What else is written to the file is left alone.
 """
 
+import contextlib
 import functools
 import logging
 import os
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from policylong import oserrors
 from policylong.errors import UserError, optional_import
 from policylong.storage import lines
 from policylong.storage.workdir import Workdir, write_atomically
@@ -24,7 +26,7 @@ class MetricsLog:
 
   def __init__(self, workdir: Workdir, after_step: int):
     """Opens the files to go on after `after_step`; what they hold of later steps is dropped."""
-    self._file = self._board = None
+    self._workdir, self._file, self._board = workdir, None, None
     if jax.process_index() == 0:
       drop_steps_after(workdir.metrics, after_step)
       self._file = lines.Growing(workdir.metrics)
@@ -43,18 +45,20 @@ class MetricsLog:
   def __enter__(self) -> "MetricsLog":
     return self
 
-  def __exit__(self, *_) -> None:
-    if self._file is not None:
-      self._file.close()
-    if self._board is not None:
-      self._board.close()
+  def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+    first = contextlib.suppress(*(Exception,) if kind else ())  # what went wrong first is what is said
+    with first, oserrors.about(self._workdir.tensorboard):
+      if self._file is not None:
+        self._file.close()
+      if self._board is not None:
+        self._board.close()
 
 
 def write_scalars(workdir: Workdir, step: int, values: dict[str, float]) -> None:
   """Numbers that are no training step's, of names with one prefix, to TensorBoard and W&B. One process calls it."""
   wandb_run.log(step, values)
   if board := _open_board(workdir):
-    with board:
+    with oserrors.about(workdir.tensorboard), board:
       for name, value in values.items():
         board.add_scalar(name, value, step)
 
