@@ -36,6 +36,7 @@ TOLD = "INFO: at work\nerror: runs/a.parquet (no space left on device): the disk
 
 @pytest.mark.parametrize("ends, wrong", [
     ([(1, TOLD)], ""), ([(1, "error: process 1 of 2 failed: it is as it is\n"), (1, TOLD)], ""),
+    ([(1, TOLD), (1, TOLD + "training: 50%\nWARNING: it goes on\n")], ""), ([(1, TOLD), (1, 2 * TOLD)], "code 1"),
     ([(1, TOLD), (0, "")], "code 1"), ([(1, TOLD), (None, "")], "code 1"), ([(1, TOLD), (-6, TOLD)], "code 1"),
     ([(1, TOLD), (1, "Traceback (most recent call last):\n" + TOLD)], "code 1"),
     ([(1, TOLD), (1, "INFO: at work")], "code 1"),

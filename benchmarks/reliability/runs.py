@@ -81,9 +81,12 @@ class Runs:
 
 
 def sentence(ended: forked.Ended) -> str:
-  """The one with which a process ended, with code 1; "" where it ended otherwise."""
-  last = (ended.err.splitlines() or [""])[-1]
-  return last if ended.code == 1 and "Traceback" not in ended.err and last.startswith("error: ") else ""
+  """The one with which a process ended, with code 1; "" where it ended otherwise, or said more than one.
+
+  Where another process ended it, its main thread may have closed a bar or logged a line after that.
+  """
+  said = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+  return said[0] if ended.code == 1 and "Traceback" not in ended.err and len(said) == 1 else ""
 
 
 def expect(ended: forked.Ended, code: int) -> forked.Ended:
