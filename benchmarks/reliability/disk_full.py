@@ -62,7 +62,7 @@ def battery(folder: pathlib.Path, points: Sequence[str], raised: bool, processes
           "benchmarks.reliability.full_run",
           [[point, ballast, *flags] for flags in runs.command(place / "run", number)], folder, _PATIENCE)
       fault = wrong(ended)
-      print(f"full at {point}: {fault or ' | '.join(map(sentence, ended))}", flush=True)
+      print(f"full at {point}, after {ended[0].seconds:.0f} s: {fault or ' | '.join(map(sentence, ended))}", flush=True)
       faults += [f"{point}: {fault}"] * bool(fault)
       if ballast:
         pathlib.Path(ballast).unlink(missing_ok=True)
