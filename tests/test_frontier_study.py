@@ -5,6 +5,7 @@ import json
 import re
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from experiments.cells import read_grid
@@ -13,6 +14,7 @@ from experiments.frontier_study.world import DIFFICULTIES, NUMBERS, RIVALS, WORD
 from experiments.small_study import corpora as small_corpora
 from experiments.small_study.world import RELATIONS, VALUES
 from policylong.model.tokenizer import load_tokenizer
+from policylong.storage import tables
 from policylong.storage.workdir import write_json
 from tests.test_small_study import _run
 
@@ -96,6 +98,23 @@ def test_verified_is_who_becomes_surer_and_right():
                              drop=np.array([3.0, 0.51, 3.0, 0.49]), loss=np.array([0.5, 1.5, 2.0, 4.0]))
   assert reading.numbers() == {"verified": 0.5, "verified@0": 1.0, "verified@3": 0.0, "told_nll": 2.0,
                                "told_nll@0": 1.0, "told_nll@3": 3.0}
+
+
+def test_what_a_round_chose_is_counted_by_difficulty(corpus, tmp_path):
+  truth = json.loads((corpus / "truth.json").read_text())
+  (one, (easy, *_)), (other, (hard, *_)) = (
+      next((letter, facts) for letter, told in truth.items() if (facts := [fact for fact in told if fact[3] == number]))
+      for number in (0, 6))
+  # The source of one letter's value before its own letter, and before the other one, of which it says nothing.
+  rows = [(one, easy[1]), (other, easy[1]), (other, hard[1]), (other, f"{hard[1]} no more")]
+  rounds = tmp_path / "run" / "rounds" / "2"
+  rounds.mkdir(parents=True)
+  tables.write(rounds / "positives.parquet", pa.table({
+      "doc_id": [letter for letter, _ in rows], "chunk_id": [f"{entry}#0-9" for _, entry in rows]}))
+  found = frontier.chosen(tmp_path / "run", corpus)
+  assert found == {"round2/sources@0": 1, "round2/sources@6": 1, "round2/hard_sources": 1,
+                   **{f"round2/sources@{number}": 0 for number in (2, 3, 4, 5)}}
+  assert frontier.chosen(tmp_path, corpus) == {}
 
 
 def test_results_tell_of_each_cell_and_of_the_differences_seed_by_seed(tmp_path):

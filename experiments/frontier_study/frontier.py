@@ -5,6 +5,7 @@ there falls by more than EPSILON) and the value likelier (by more than MARGIN na
 whatever its run's thresholds are. No loop takes part: every source is scored, none is searched for.
 """
 
+import collections
 import dataclasses
 import itertools
 import pathlib
@@ -15,16 +16,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.frontier_study.corpora import PLACES_IN_LETTER
-from experiments.frontier_study.world import STUDIED, FrontierWorld, Told
+from experiments.frontier_study.world import NUMBERS, STUDIED, FrontierWorld, Told
 from experiments.small_study.corpora import TASK_WORLD
+from policylong.corpus.chunks import parse_chunk_id
 from policylong.model.stored import open_model
 from policylong.model.tokenizer import encode
 from policylong.screening.scorer import Row, Scorer
 from policylong.screening.verify import Pair, verify
+from policylong.storage import tables
+from policylong.storage.workdir import read_json
 
 # EntropyLong's epsilon, and more than 99% of random contexts lower the loss by.
 EPSILON, MARGIN = 0.4, 0.5
 SEPARATOR = "\n\n"
+# The least number of the sources of which the base model can use fewer than one in five.
+HARD = 4
+HARD_SOURCES = "hard_sources"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +81,23 @@ def read(path: pathlib.Path, letters: int, length: int, mesh: jax.sharding.Mesh)
   long = scorer.likelihoods(rows, PLACES_IN_LETTER)
   return Reading(np.array(number), (before - after) / before, nll_before - nll_after,
                  np.concatenate([nll for _, nll in long]))
+
+
+def chosen(workdir: pathlib.Path, corpus: pathlib.Path) -> dict[str, float]:
+  """{"round1/sources@4": ...}: how many positives of a round are a true source, by the number of its difficulty.
+
+  HARD_SOURCES: of all numbers from HARD on. {} of a run that did not screen.
+  """
+  facts = read_json(corpus / "truth.json", checked=False)
+  number_of = {(letter, entry): number for letter, told in facts.items() for _, entry, _, number in told}
+  numbers = {}
+  for path in sorted(workdir.glob("rounds/*/positives.parquet")):
+    pairs = tables.read(path).select(["doc_id", "chunk_id"]).to_pylist()
+    found = collections.Counter(number_of.get((row["doc_id"], parse_chunk_id(row["chunk_id"])[0])) for row in pairs)
+    of_round = {f"sources@{number}": found[number] for number in NUMBERS}
+    of_round[HARD_SOURCES] = sum(found[number] for number in NUMBERS if number >= HARD)
+    numbers |= {f"round{path.parent.name}/{name}": float(count) for name, count in of_round.items()}
+  return numbers
 
 
 def value_positions(tokenizer, told: Told) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from experiments.cells import Grid
+from experiments.frontier_study.frontier import HARD, HARD_SOURCES
 from experiments.frontier_study.study import LENGTH
 from experiments.frontier_study.world import NUMBERS
 from experiments.grid import outcome_path
@@ -19,8 +20,8 @@ HARDEST = tuple(f"{PRIMARY}@{number}" for number in NUMBERS[-2:])
 # Beside the reference and each other cell.
 _MORE_PAIRS = (("offline", "standard"), *(("policylong_equal_compute", other) for other in (
     "offline_equal_compute", "entropylong_equal_compute", "nextlong", "quest", "standard")))
-_SCREENING = ("anchored", "recall", "positives", "positives_true", "without_value", "accepted_own", "accepted_control",
-              "offpolicy_gap")
+_SCREENING = ("anchored", "recall", "positives", "positives_true", *(f"sources@{number}" for number in NUMBERS),
+              "without_value", "accepted_own", "accepted_control", "offpolicy_gap")
 _BY_SEED = Mapping[int, Mapping[str, float]]
 
 
@@ -47,6 +48,9 @@ def write(grid: Grid, directory: pathlib.Path, findings: pathlib.Path) -> None:
           key=lambda name: int(name[len("step"):-len("/verified")]))),
       f"## Nats of a told value in {LENGTH} tokens that hold its source (the primary measure), and by difficulty\n\n"
       + _table(cells, [PRIMARY, *(f"{PRIMARY}{number}" for number in numbers)]),
+      f"## What a round chose: positives that are a true source of number {HARD} or more\n\n" + _table(cells, sorted(
+          {name for runs in cells.values() for run in runs.values() for name in run if name.endswith(HARD_SOURCES)},
+          key=lambda name: int(name[len("round"):-len("/" + HARD_SOURCES)]))),
       "## What was there before: the small study's tasks, nats of an answer by length\n\n" + _table(cells, tasks)]
   if REFERENCE in cells:
     parts.append("## Differences, seed by seed\n\nIn brackets the smallest true difference that so many seeds would "

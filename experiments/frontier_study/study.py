@@ -134,7 +134,8 @@ class Size:
     for step in sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()):
       found = self._frontier(workdir / "checkpoints" / str(step))
       numbers |= {f"step{step}/{name}": value for name, value in found.items()}
-    return numbers | found | self._tasks(workdir) | truth.measure(workdir, self.corpus)
+    return (numbers | found | self._tasks(workdir) | truth.measure(workdir, self.corpus)
+            | frontier.chosen(workdir, self.corpus))
 
   def measure_model(self, path: pathlib.Path) -> dict[str, float]:
     """Of the base model: what `measure` tells of a run's last policy."""
