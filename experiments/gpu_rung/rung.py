@@ -91,10 +91,10 @@ class Size:
     return config
 
   def cells(self) -> Iterator[tuple[str, dict]]:
-    """PolicyLong; "offline", its sequences with all contexts chosen by the base model; three that have one round."""
+    """PolicyLong; "offline", the same run with all contexts chosen by the base model; three that have one round."""
     once = {"rounds": 1, "training.steps_per_round": self.steps, "screening.roots_per_round": self.roots}
     yield "policylong", {}
-    yield "offline", once
+    yield "offline", {"max_staleness": self.rounds - 1}
     for method in ("entropylong", "nextlong", "standard"):
       yield method, {"method": method, **once}
 
