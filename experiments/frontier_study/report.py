@@ -18,7 +18,8 @@ PRIMARY, REFERENCE = "told_nll", "policylong"
 # What the base model cannot use.
 HARDEST = tuple(f"{PRIMARY}@{number}" for number in NUMBERS[-2:])
 # Beside the reference and each other cell.
-_MORE_PAIRS = (("offline", "standard"), *(("policylong_equal_compute", other) for other in (
+_MORE_PAIRS = (("policylong_epsilon=0.3", "offline_epsilon=0.3"), ("offline_epsilon=0.3", "offline"),
+               ("offline", "standard"), *(("policylong_equal_compute", other) for other in (
     "offline_equal_compute", "entropylong_equal_compute", "nextlong", "quest", "standard")))
 _SCREENING = ("anchored", "recall", "positives", "positives_true", *(f"sources@{number}" for number in NUMBERS),
               "without_value", "accepted_own", "accepted_control", "offpolicy_gap")

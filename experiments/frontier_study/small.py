@@ -13,6 +13,6 @@ prepare, get_config, measure = SIZE.prepare, SIZE.get_config, SIZE.measure
 def cells():
   return SIZE.cells(("policylong", "offline", "one_refresh", "entropylong", "nextlong", "quest", "standard",
                      "policylong_equal_compute", "offline_equal_compute", "entropylong_equal_compute",
-                     "offline_epsilon=0.3",
+                     "policylong_epsilon=0.3", "offline_epsilon=0.3",
                      "negatives_per_positive=0", "negatives_per_positive=2", "negatives_per_positive=4",
                      "evidence=entropy", "budget=4.0", "budget=None", "rounds=1", "rounds=2", "rounds=4", "rounds=9"))

@@ -115,7 +115,7 @@ class Size:
     cells = {"policylong": {}, "offline": {"max_staleness": PARTS - 1}, "one_refresh": {"max_staleness": 1}}
     cells |= {method: {"method": method, **self.rounds(1)}
               for method in ("entropylong", "nextlong", "quest", "standard")}
-    cells["offline_epsilon=0.3"] = {**cells["offline"], "screening.epsilon": 0.3}
+    cells |= {f"{name}_epsilon=0.3": {**cells[name], "screening.epsilon": 0.3} for name in ("policylong", "offline")}
     fewer = dataclasses.replace(self, steps=self.steps // SCREENED_COST, roots=self.roots // SCREENED_COST)
     cells |= {f"{name}_equal_compute": {
         **cells[name], **fewer.rounds(1 if name == "entropylong" else PARTS),
