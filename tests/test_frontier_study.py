@@ -59,6 +59,9 @@ def test_every_told_value_has_one_source_of_the_difficulty_that_the_truth_gives_
       assert Difficulty(wording, bool(rivals)).number == number
       found.append(number)
   assert set(found) == set(NUMBERS) == {0, 2, 3, 4, 5, 6}
+  mix = _records(corpus, "mix").values()
+  names = {entry.removeprefix("entry/") for entry in entries}
+  assert len(mix) == 10 and not any(name in text for name in names for text in mix)
 
 
 def test_the_corpus_is_the_same_each_time(corpus, tmp_path):

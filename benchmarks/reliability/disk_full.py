@@ -21,10 +21,8 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.reliability import forked
 from benchmarks.reliability.full_run import POINTS
-from benchmarks.reliability.runs import Runs, numbers, sentence
+from benchmarks.reliability.runs import DISTURBED_PATIENCE, Runs, numbers, sentence
 
-# Seconds within which a start must end; none of several processes may wait for another one that is gone.
-_PATIENCE = 300.0
 _SIZE = "600m"
 
 
@@ -60,7 +58,7 @@ def battery(folder: pathlib.Path, points: Sequence[str], raised: bool, processes
     for number, point in enumerate(points):
       ended = forked.run_together(
           "benchmarks.reliability.full_run",
-          [[point, ballast, *flags] for flags in runs.command(place / "run", number)], folder, _PATIENCE)
+          [[point, ballast, *flags] for flags in runs.command(place / "run", number)], folder, DISTURBED_PATIENCE)
       fault = wrong(ended)
       print(f"full at {point}, after {ended[0].seconds:.0f} s: {fault or ' | '.join(map(sentence, ended))}", flush=True)
       faults += [f"{point}: {fault}"] * bool(fault)

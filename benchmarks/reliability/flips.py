@@ -38,7 +38,7 @@ from typing import NamedTuple
 
 from benchmarks.reliability import forked, readers
 from benchmarks.reliability.defects import DEFECTS
-from benchmarks.reliability.runs import Runs, expect, numbers, sentence
+from benchmarks.reliability.runs import DISTURBED_PATIENCE, Runs, expect, numbers, sentence
 from policylong.errors import Damaged
 
 # "stage:n", of tests.small_run: in turn, in one working directory. Shards are half done at the first one, and training
@@ -49,8 +49,6 @@ _OF_DEFECT = {"a lost data cursor": "stopped1"}
 WHOLE = "whole"
 # What nothing reads again, or who else it is told by: it is written anew, or is there for people alone.
 _UNREAD = ("progress", "lock", "tensorboard", "report")
-# Seconds within which a start must end; none of several processes may wait for another one that is gone.
-PATIENCE = 300.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +142,7 @@ def judged(scene: Scene, trial: pathlib.Path, whole: Whole, number: int = 0, col
   """The outcome of going on with a run whose files `changed`, of an ended one of reading it; lines about damage."""
   done = (trial / "final.json").exists()
   processes = [scene.runs.reread(trial, "done", cold)] if done else scene.runs.start(
-      trial, number, seconds=PATIENCE, cold=cold)
+      trial, number, seconds=DISTURBED_PATIENCE, cold=cold)
   # The page has long lines.
   said = [line[max(0, line.find("damaged") - 200):][:400] for ran in processes for line in [
       *ran.err.splitlines(), *ran.out.splitlines() * done] if "damaged" in line]

@@ -8,6 +8,8 @@ from tests.devices.test_hosts import SETTINGS, free_address
 
 # Seconds within which whatever nobody kills must end.
 PATIENCE = 1800.0
+# Seconds within which a start on damage or on a full disk must end: no process may wait for one that is gone.
+DISTURBED_PATIENCE = 300.0
 # Sums over four devices that are the same whichever process each of them belongs to; the gradient's norm is not such a
 # one, so nothing is clipped by it (see there).
 _FOUR_DEVICES = tuple(f"--config.{name}={value}" for name, value in SETTINGS.items()

@@ -15,7 +15,7 @@ from experiments.small_study.report import detectable
 from policylong.storage.workdir import read_json, write_atomically
 
 PRIMARY, REFERENCE = "told_nll", "policylong"
-# What the base model cannot use.
+# Of the sources that the base model uses least.
 HARDEST = tuple(f"{PRIMARY}@{number}" for number in NUMBERS[-2:])
 # Beside the reference and each other cell.
 _MORE_PAIRS = (("policylong_epsilon=0.3", "offline_epsilon=0.3"), ("offline_epsilon=0.3", "offline"),

@@ -108,9 +108,9 @@ class Size:
     """The cells of these names, in their order.
 
     A method's name: that method; ProLong with attention that stays inside a document, as in its paper. "offline":
-    PolicyLong's sequences, all of them chosen by the base model. "negatives=none" and the others with a field in
-    their name, as in ablations.py: PolicyLong with that changed. Without negatives it is to EntropyLong what PolicyLong
-    is to "offline".
+    PolicyLong's sequences, all of them chosen by the base model in one round (the frontier study's "offline" keeps
+    PolicyLong's rounds). "negatives=none" and the others with a field in their name, as in ablations.py: PolicyLong
+    with that changed. Without negatives it is to EntropyLong what PolicyLong is to "offline".
     """
     cells = {method: {"method": method, **({} if method == "policylong" else self.once())} for method in CORPUS_METHODS}
     cells["prolong"]["training.document_masking"] = True
