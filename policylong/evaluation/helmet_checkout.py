@@ -16,6 +16,7 @@ import numpy as np
 import yaml
 
 from policylong.errors import UserError
+from policylong.evaluation.policy import cut_middle
 from policylong.storage.checksums import sha256_of_files, sha256_of_texts
 
 # What a checkout must hold, and the columns of a config that list one entry a data set.
@@ -150,12 +151,17 @@ def _model(model_utils: Any, policy, arguments: Any):
       return self.generate_batch([inputs])[0]
 
     def generate_batch(self, inputs=None, prompt=None, **kwargs):
-      prompts = [np.asarray(each["input_ids"])[0].tolist() for each in inputs]
+      # HELMET cuts a context by as many tokens as are too many and reads the prompt anew, without counting again:
+      # Qwen's ".\n\n", one token, may be two then. So a prompt may be longer than HELMET's length, and than the window.
+      room = policy.window - int(self.generation_max_length)
+      whole = [np.asarray(each["input_ids"])[0].tolist() for each in inputs]
+      prompts = [cut_middle(tokens, room) for tokens in whole]
       written = policy.generate(prompts, int(self.generation_max_length), stop=tuple(self.stops or ()),
                                 temperature=self.temperature if self.do_sample else 0.0)
       return [{"output": generation.text, "input_len": len(tokens), "output_len": len(generation.tokens),
-               "input_text": self.tokenizer.decode(tokens[-500:]), "truncated": bool(each["truncated"])}
-              for each, tokens, generation in zip(inputs, prompts, written, strict=True)]
+               "input_text": self.tokenizer.decode(tokens[-500:]),
+               "truncated": bool(each["truncated"]) or len(all_tokens) > room}
+              for each, all_tokens, tokens, generation in zip(inputs, whole, prompts, written, strict=True)]
 
   return Model()
 

@@ -19,6 +19,7 @@ from etils import epath
 from policylong.devices import hosts
 from policylong.errors import UserError
 from policylong.evaluation import lm_eval_tasks
+from policylong.evaluation.policy import cut_middle
 from policylong.evaluation.results import Options, Result
 from policylong.evaluation.shared_work import answered
 from policylong.storage import workdir
@@ -187,8 +188,7 @@ def _prompt(policy, text: str) -> tuple[list[int], bool]:
   tokens = tokenizer(text, add_special_tokens=False).input_ids
   room = min(_MOST_PROMPT_TOKENS, len(tokens))
   while True:
-    kept = tokens if room == len(tokens) else tokens[:room // 2] + tokens[len(tokens) - (room - room // 2):]
-    message = text if room == len(tokens) else tokenizer.decode(kept, skip_special_tokens=True)
+    message = text if room == len(tokens) else tokenizer.decode(cut_middle(tokens, room), skip_special_tokens=True)
     chat = tokenizer.apply_chat_template([{"role": "user", "content": message}], tokenize=False,
                                          add_generation_prompt=True)
     prompt = list(tokenizer(chat, add_special_tokens=False).input_ids)

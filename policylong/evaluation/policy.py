@@ -175,6 +175,11 @@ class Policy:
     return Generation(tokens, text)
 
 
+def cut_middle(tokens: list[int], room: int) -> list[int]:
+  """At most `room` tokens: the middle goes, for the question stands at the end and the task at the beginning."""
+  return tokens if len(tokens) <= room else tokens[:room - room // 2] + tokens[len(tokens) - room // 2:]
+
+
 def load_policy(model: str | StoredModel, *, dtype: str = "bfloat16", batch_tokens: int = 2048,
                 mesh: jax.sharding.Mesh | None = None) -> Policy:
   """Opens a checkpoint for benchmarks.

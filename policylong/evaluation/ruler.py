@@ -16,6 +16,7 @@ from etils import epath
 from policylong.devices import hosts
 from policylong.errors import UserError
 from policylong.evaluation.answers import Answers
+from policylong.evaluation.policy import cut_middle
 from policylong.evaluation.results import Options, Result, check_lengths
 from policylong.evaluation.ruler_package import TASKS, Package, Task
 from policylong.evaluation.ruler_prompts import PromptSets
@@ -97,7 +98,7 @@ def _answer(policy, task: Task, length: int, records: list[dict], options: Optio
       group = mine[start:start + _GROUP]
       tokens = [prompt_tokens(policy.tokenizer, task, records[index], options) for index in group]
       room = policy.window - most_new
-      generations = policy.generate([_cut_middle(row, room) for row in tokens], most_new, progress=bar.update)
+      generations = policy.generate([cut_middle(row, room) for row in tokens], most_new, progress=bar.update)
       answers.add([{"index": index, "prediction": generation.text, "truncated": len(row) > room}
                    for index, row, generation in zip(group, tokens, generations)])
   hosts.barrier("ruler answers")
@@ -128,9 +129,4 @@ def split_prefix(task: Task, text: str) -> tuple[str, str]:
   if at < 0:
     raise RuntimeError(f"a prompt of {task.name} does not end with its answer prefix: {json.dumps(text[-200:])}")
   return text[:at], text[at:]
-
-
-def _cut_middle(tokens: list[int], room: int) -> list[int]:
-  """At most `room` tokens: the middle goes, for the question stands at the end and the task at the beginning."""
-  return tokens if len(tokens) <= room else tokens[:room - room // 2] + tokens[len(tokens) - room // 2:]
 

@@ -15,9 +15,10 @@ CHAT = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}<|end|>{% end
        "{% if add_generation_prompt %}[assistant] {% endif %}"
 
 
-def byte_tokenizer(chat_template=CHAT, begin=None) -> PreTrainedTokenizerFast:
-  """A token a byte, then the end token, then a begin token if it is named."""
-  backend = Tokenizer(BPE({letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
+def byte_tokenizer(chat_template=CHAT, begin=None, merges=()) -> PreTrainedTokenizerFast:
+  """A token a byte, then one for each merge, then the end token, then a begin token if it is named."""
+  words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
+  backend = Tokenizer(BPE({word: i for i, word in enumerate(words)}, list(merges)))
   backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
   backend.decoder = decoders.ByteLevel()
   backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in (END, begin) if text])

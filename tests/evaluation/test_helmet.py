@@ -121,6 +121,28 @@ def test_what_helmet_cuts_is_counted(tmp_path, monkeypatch, checkout):
   assert len(policy.written[0][0]) == 1024 - 50
 
 
+@pytest.mark.parametrize("merges", [(), ((".", "Ċ"), (".Ċ", "Ċ")), (("Ċ", "Ċ"), ("!", "?"), ("!?", "ĊĊ"))])
+def test_a_prompt_that_helmet_cuts_too_little_is_cut_to_the_window(tmp_path, monkeypatch, checkout, merges):
+  """HELMET takes as many tokens off the context as are too many, but a full stop and the newlines after the context may
+  have been one token, and be two after the cut. A longer window has room for what is then over HELMET's length."""
+  samples = [("the letter is k. " + sentence * 400 + end, ["(k)"])
+             for sentence in ("The grass is green. ", "Is it green!? ") for end in ("", ".", "Yes.", "!?", ".!?", "\n")]
+  monkeypatch.setitem(DATA["rerank"], "msmarco_rerank_psg", samples)
+  file_of(checkout, "rerank", "msmarco_rerank_psg", 1024)
+  lengths = {}
+  for window in (1024, 4096):
+    policy = StandIn(window=window, merges=merges)
+    found = evaluated(monkeypatch, policy, tmp_path / str(window), "--tasks=helmet/rerank", "--lengths=1024",
+                      f"--helmet_dir={checkout}")["helmet/rerank"]["1024"]
+    assert (found["value"], found["samples"], found["truncated"]) == (100 / 8, len(samples), len(samples))
+    lengths[window] = [len(prompt) + new for prompt, new, _, _ in policy.written]
+    for prompt, _, _, _ in policy.written:
+      text = policy.tokenizer.decode(prompt)
+      assert "the letter is k." in text[:25] and text.endswith("\n\nQuestion: Which?\nAnswer:")
+  assert lengths[1024] == [min(length, 1024) for length in lengths[4096]]
+  assert (max(lengths[4096]) > 1024) == bool(merges)
+
+
 def test_without_lengths_those_that_fit_the_window_are_run_and_finished_ones_are_kept(tmp_path, monkeypatch, checkout):
   def run(policy, *flags):
     return evaluated(monkeypatch, policy, tmp_path / "out", "--tasks=helmet/rerank", f"--helmet_dir={checkout}", *flags)
