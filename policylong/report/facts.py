@@ -15,8 +15,18 @@ GAIN_TOLERANCE = 1e-5
 
 
 def summary(round_: RoundData) -> dict:
-  """DONE.json's numbers; what it lacks (an unfinished round) is counted from the tables."""
-  return {**counted(round_), **round_.summary}
+  """DONE.json's numbers; what it lacks (an unfinished round), or has wrong, is counted from the tables."""
+  found = counted(round_)
+  told = {**found, **round_.summary}
+  if _counts_too_many(round_):
+    told["acceptance"] = {name: {**row, **found.get("acceptance", {}).get(name, {})}
+                          for name, row in round_.summary["acceptance"].items()}
+  return told
+
+
+def _counts_too_many(round_: RoundData) -> bool:
+  """Whether DONE.json takes each row of a budget to have read all anchors of its root, as earlier versions did."""
+  return round_.budgeted and bool(round_.summary.get("acceptance")) and "verified" not in round_.summary
 
 
 def counted(round_: RoundData) -> dict:
@@ -47,16 +57,14 @@ def counted(round_: RoundData) -> dict:
 def acceptance(round_: RoundData) -> dict[str, dict]:
   """{"own" | "other" | "retrieved" | "control": {"pairs", "accepted", "rate"}} from the verdicts; {} if absent.
 
-  Every anchor of a root is verified with every chunk retrieved for it, but of a large round the table is without what
-  an anchor rejected of other anchors' chunks: so these pairs are counted by root.
+  Where the table is not whole and the number of "other" pairs is not known, these and "retrieved" are left out.
   """
   groups = {name: (len(pairs["accepted"]), int(pairs["accepted"].sum())) for name, pairs in round_.pairs.items()}
   if not groups:
     return {}
+  own, other = groups["own"], groups.pop("other")
   if (verified := round_.verified_pairs) is not None:
-    groups["other"] = verified - groups["own"][0], groups["other"][1]
-  own, other = groups["own"], groups["other"]
-  groups["retrieved"] = own[0] + other[0], own[1] + other[1]
+    groups |= {"other": (verified - own[0], other[1]), "retrieved": (verified, own[1] + other[1])}
   return {name: {"pairs": pairs, "accepted": accepted, "rate": accepted / pairs if pairs else None}
           for name, (pairs, accepted) in groups.items()}
 
@@ -76,6 +84,8 @@ def disagreements(round_: RoundData) -> list[str]:
       for group, row in found.items():
         told = (stated or {}).get(group)
         for field in ("pairs", "accepted"):
+          if field == "pairs" and group in ("other", "retrieved") and _counts_too_many(round_):
+            continue
           if told is not None and told.get(field) != row[field]:
             sentences.append(f"{field} ({group}) is {row[field]} in verdicts.parquet and {told.get(field)} "
                              "in DONE.json")

@@ -118,8 +118,9 @@ def acceptance(run: Run) -> Markup | None:
 def gains(run: Run, round_: RoundData) -> Markup | None:
   """The share of pairs whose gain exceeds x, retrieved against control, in one round."""
   counts = facts.acceptance(round_)
+  # A large round keeps not all of other anchors'.
   finite = {name: pairs["gain"][np.isfinite(pairs["gain"])] for name, pairs in round_.pairs.items()
-            if len(pairs["gain"]) == counts[name]["pairs"]}  # a large round keeps not all of other anchors'
+            if name in counts and len(pairs["gain"]) == counts[name]["pairs"]}
   drawn = [(name, color, words, np.sort(finite[name])) for name, color, words in GROUPS if len(finite.get(name, ()))]
   if not drawn:
     return None

@@ -33,6 +33,7 @@ class RoundData:
   summary: dict
   notes: list[str]
   screened: bool = True  # whether the method asks the policy; a round that was not screened has sequences alone
+  budgeted: bool = False  # whether screening had a budget, within which a row may end before the root's last anchor
   _read: dict = dataclasses.field(default_factory=dict, repr=False)
 
   def columns(self, name: str, columns: Sequence[str], doc_ids: Sequence[str] | None = None) -> dict | None:
@@ -87,7 +88,19 @@ class RoundData:
 
   @functools.cached_property
   def verified_pairs(self) -> int | None:
-    """Pairs of an anchor and a chunk retrieved for its root; None where a table cannot be read."""
+    """Scored pairs of an anchor and a chunk retrieved for its root; None where the tables do not tell.
+
+    A large round's table is without what an anchor rejected of other anchors' chunks. Without a budget every anchor of
+    a root was verified with every chunk retrieved for it, and then both are counted by root.
+    """
+    if not self.pairs:
+      return None
+    kept = len(self.pairs["own"]["accepted"]) + len(self.pairs["other"]["accepted"])
+    if not self.pairs["other"]["accepted"].all() or kept == (self.summary.get("verified") or {}).get("retrieved"):
+      return kept  # the table is whole
+    if self.budgeted:
+      return None
+
     def chunks_of_roots(file):
       table = file.read(["doc_id", "chunk_id", "kind"])
       found = table.filter(pc.equal(table["kind"], "retrieved")).group_by("doc_id").aggregate([
@@ -172,7 +185,9 @@ def read_run(workdir: Workdir) -> Run:
   parent = workdir.round(1).directory.parent
   found = sorted(int(path.name) for path in parent.iterdir() if path.name.isdigit()) if parent.exists() else []
   screened = config.get("method", "policylong") in POLICY_METHODS
-  rounds = [_round(workdir.round(index), screened) for index in found if index]
+  screening = config.get("screening")
+  budgeted = isinstance(screening, dict) and screening.get("budget") is not None
+  rounds = [_round(workdir.round(index), screened, budgeted) for index in found if index]
   metrics = _metrics(workdir.metrics, notes, any(round_.finished for round_ in rounds) or not rounds)
   evaluations = [evaluation for index in found if (evaluation := _evaluation(workdir.round(index), notes))]
   if not rounds:
@@ -215,12 +230,12 @@ def _use(path, columns, notes, action):
   return None
 
 
-def _round(folder: Round, screened: bool) -> RoundData:
+def _round(folder: Round, screened: bool, budgeted: bool) -> RoundData:
   notes: list[str] = []
   finished = folder.done
   path = folder.done_path if finished else folder.screened_path
   summary = _json(path, notes, path.name) if path.exists() else {}
-  return RoundData(folder.index, folder, finished, summary, notes, screened)
+  return RoundData(folder.index, folder, finished, summary, notes, screened, budgeted)
 
 
 def _evaluation(folder: Round, notes) -> Evaluation | None:

@@ -16,6 +16,7 @@ class Costs:
     self._budgeted = budgeted
     self._tokens = {"scored": 0, "padded": 0, "scan": 0}
     self._rows = {"proposed": 0, "scored": 0}
+    self._verified = {"retrieved": 0, "control": 0}  # (anchor, chunk) pairs
     self._elsewhere = 0  # positives found outside of the probe
     self._found: list[int] = []  # of each root of the probe, by the rule
     self._there: list[int] = []  # and in all
@@ -27,11 +28,13 @@ class Costs:
     self._tokens["padded"] += scored_tokens(roots, rows, padded=True)
     self._tokens["scan"] += pc.sum(pc.list_value_length(roots["tokens"])).as_py() or 0
     self._rows["proposed"] += rows.num_rows
-    self._rows["scored"] += int(pc.sum(rows["scored"]).as_py() or 0)
-    if not self._budgeted:
-      return
     scored = rows.filter(rows["scored"])
     probe, chosen, control = (scored[name].to_numpy() for name in ("probe", "chosen", "control"))
+    self._rows["scored"] += scored.num_rows
+    self._verified["retrieved"] += int(scored["anchors"].to_numpy()[~control].sum())
+    self._verified["control"] += int(scored["anchors"].to_numpy()[control].sum())
+    if not self._budgeted:
+      return
     passed, within = ((best_gains(rows, verdicts, accepted, within) > 0) & ~control for within in (False, True))
     self._elsewhere += int((passed & ~probe).sum())
     of_probe = pa.table({"doc_id": scored["doc_id"], "there": (passed & probe).astype(int),
@@ -42,8 +45,8 @@ class Costs:
     self._documents += per_root["doc_id"].to_pylist()
 
   def summary(self) -> dict:
-    """Tokens and rows and, with a budget, the share of all positives that it found, with a 95% interval."""
-    result: dict = {"tokens": self._tokens, "rows": self._rows}
+    """Tokens, rows and verified pairs and, with a budget, the share of all positives that it found, 95% interval."""
+    result: dict = {"tokens": self._tokens, "rows": self._rows, "verified": self._verified}
     if self._budgeted:
       there = sum(self._there)
 

@@ -85,8 +85,7 @@ class Screener:
     Raises:
       UserError: no root of the round has an anchor, or no candidate was accepted.
     """
-    judged = hosts.agreed(round_.judged_path.exists() and read_json(round_.judged_path)["asked"] >= sequences)
-    if not judged:
+    if not hosts.agreed(_is_judged(round_, sequences)):
       if hosts.is_first():  # the tables are of fewer shards than will be used
         round_.judged_path.unlink(missing_ok=True)
         round_.table("negatives").unlink(missing_ok=True)
@@ -292,6 +291,14 @@ class Screener:
     table = of_all_processes(tables.from_records(Negative, negatives))
     if hosts.is_first():
       tables.write(round_.table("negatives"), table)
+
+
+def _is_judged(round_: Round, sequences: int) -> bool:
+  """Whether so many sequences were asked for; what an earlier version judged without counting pairs is judged again."""
+  if not round_.judged_path.exists():
+    return False
+  judged = read_json(round_.judged_path)
+  return judged["asked"] >= sequences and "verified" in judged
 
 
 class _AtOnce(Executor):

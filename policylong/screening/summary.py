@@ -21,8 +21,7 @@ def summarise(config: config_lib.Screening, round_: Round, previous: Round | Non
   limits = judge.Thresholds(**judged["thresholds"])
   roots = tables.read(round_.table("roots"))
   anchors = tables.read(round_.table("anchors"))
-  verdicts = tables.read(round_.table("verdicts"), ["doc_id", "chunk_id", "kind", "rank", "gain", "nll_before",
-                                                     "nll_after", "accepted"])
+  verdicts = tables.read(round_.table("verdicts"), ["kind", "rank", "gain", "nll_before", "nll_after", "accepted"])
   positives = tables.read(round_.table("positives"))
   entropy = roots["entropy"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
   entropy = entropy[~np.isnan(entropy)].astype(np.float64)
@@ -31,9 +30,8 @@ def summarise(config: config_lib.Screening, round_: Round, previous: Round | Non
   accepted = verdicts["accepted"].to_numpy()
   right = accepted & judge.right(verdicts, limits)
   own = retrieved & (ranks >= 0)
-  pairs = {"own": int(own.sum()), "retrieved": _verified(anchors, verdicts.filter(pa.array(retrieved))),
-           "control": int((~retrieved).sum())}
-  pairs["other"] = pairs["retrieved"] - pairs["own"]
+  # Of a large round the table of verdicts is not whole.
+  pairs = {"own": int(own.sum()), "other": judged["verified"]["retrieved"] - int(own.sum()), **judged["verified"]}
   groups = {"own": own, "other": retrieved & ~own, "retrieved": retrieved, "control": ~retrieved}
   taken = gains[retrieved & accepted]
   return {
@@ -52,7 +50,7 @@ def summarise(config: config_lib.Screening, round_: Round, previous: Round | Non
       "loss_margin": limits.loss_margin,
       "acceptance": {name: _rate(int(accepted[members].sum()), pairs[name], int(right[members].sum()))
                      for name, members in groups.items()},
-      **{name: judged[name] for name in ("shards", "tokens", "rows", "probe", "promise", "budget_spent")
+      **{name: judged[name] for name in ("shards", "tokens", "rows", "verified", "probe", "promise", "budget_spent")
          if name in judged},
       "excluded": {name: int(pc.sum(anchors[name]).as_py()) for name in ("same_document", "near_copy")},
       "positives": positives.num_rows,
@@ -72,13 +70,6 @@ def offpolicy_gap(rechecks: pa.Table) -> dict:
     return {"verified": count, "rejected": int((rejected & members).sum()),
             "share": int((rejected & members).sum()) / max(1, count)}
   return {**gap(np.ones(len(rejected), bool)), "right": gap(right), "wrong": gap(~right)}
-
-
-def _verified(anchors: pa.Table, retrieved: pa.Table) -> int:
-  """How many pairs of an anchor and a chunk retrieved for its root were verified, also where not all were kept."""
-  of_root = anchors.group_by("doc_id").aggregate([([], "count_all")]).join(
-      retrieved.group_by("doc_id").aggregate([("chunk_id", "count_distinct")]), "doc_id", join_type="inner")
-  return pc.sum(pc.multiply(of_root["count_all"], of_root["chunk_id_count_distinct"])).as_py() or 0
 
 
 def _rate(accepted: int, pairs: int, right: int) -> dict:

@@ -370,6 +370,73 @@ def test_a_large_round_counts_all_pairs_and_draws_no_curve_of_those_it_does_not_
   assert "the anchor's own candidates" in curves(thin)
 
 
+@pytest.fixture
+def budgeted(tmp_path):
+  """A run with a budget, whose rows end at the last anchor that retrieved their chunk: (folder, verdicts)."""
+  fake_run.write(tmp_path, rounds=1, roots=8)
+  config = fake_run.config(1)
+  config["screening"]["budget"] = 8.0
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  verdicts = rows(tmp_path, 1, "verdicts")
+  last = {(row["doc_id"], row["chunk_id"]): row["position"] for row in verdicts if row["rank"] >= 0}
+  verdicts = [row for row in verdicts if row["position"] <= last.get((row["doc_id"], row["chunk_id"]), math.inf)]
+  folder = tmp_path / "rounds" / "1"
+  pq.write_table(fake_run._table("verdicts", verdicts), folder / "verdicts.parquet")
+  retrieved = [row for row in verdicts if row["kind"] == "retrieved"]
+  groups = {"own": [row for row in retrieved if row["rank"] >= 0], "retrieved": retrieved,
+            "other": [row for row in retrieved if row["rank"] < 0],
+            "control": [row for row in verdicts if row["kind"] == "control"]}
+  tell(folder, acceptance={name: told(len(own), sum(row["accepted"] for row in own)) for name, own in groups.items()},
+       verified={name: len(groups[name]) for name in ("retrieved", "control")}, mean_gain=None)
+  return folder, verdicts
+
+
+def told(pairs, accepted):
+  return {"pairs": pairs, "accepted": accepted, "rate": accepted / pairs, "right": 0}
+
+
+def tell(folder, **changes):
+  done = json.loads((folder / "DONE.json").read_text()) | changes
+  (folder / "DONE.json").write_text(json.dumps({name: value for name, value in done.items() if value is not None}))
+  return done
+
+
+def others(page):
+  return reading.round_table(page)["accepted: other anchors' candidates"]
+
+
+def test_within_a_budget_the_pairs_of_the_table_are_counted_one_by_one(tmp_path, budgeted):
+  folder, verdicts = budgeted
+  page = written(tmp_path)
+  assert "in DONE.json" not in page.text
+  pq.write_table(fake_run._table("verdicts", [row for row in verdicts if row is not verdicts[0]]),
+                 folder / "verdicts.parquet")
+  count = sum(row["kind"] == "retrieved" for row in verdicts)
+  assert f"pairs (retrieved) is {count - 1:,} in verdicts.parquet and {count:,} in DONE.json".replace(",", "") in (
+      written(tmp_path).text.replace(",", ""))
+  kept = [row for row in verdicts if row["kind"] == "control" or row["rank"] >= 0 or row["accepted"]]
+  pq.write_table(fake_run._table("verdicts", kept), folder / "verdicts.parquet")
+  thin = written(tmp_path)
+  assert "in DONE.json" not in thin.text and others(thin) == others(page)  # which DONE.json alone knows
+  (folder / "DONE.json").unlink()
+  assert others(written(tmp_path)) == ["–"]
+
+
+def test_a_budgeted_round_of_an_earlier_version_is_shown_with_the_pairs_of_its_table(tmp_path, budgeted):
+  folder, verdicts = budgeted
+  page, done = written(tmp_path), tell(folder)
+  anchors = [row["doc_id"] for row in rows(tmp_path, 1, "anchors")]
+  chunks = {(row["doc_id"], row["chunk_id"]) for row in verdicts if row["kind"] == "retrieved"}
+  every = sum(anchors.count(doc_id) for doc_id, _ in chunks)  # as if each row had read all anchors of its root
+  groups, own = done["acceptance"], done["acceptance"]["own"]["pairs"]
+  wrong = {"retrieved": told(every, groups["retrieved"]["accepted"]),
+           "other": told(every - own, groups["other"]["accepted"])}
+  assert groups["retrieved"]["pairs"] < every
+  tell(folder, acceptance=groups | wrong, verified=None)
+  earlier = written(tmp_path)
+  assert others(earlier) == others(page) and "in DONE.json" not in earlier.text
+
+
 def test_a_gain_or_a_decision_that_does_not_follow_from_the_entropies_is_found(tmp_path):
   fake_run.write(tmp_path, roots=6)
   path = tmp_path / "rounds" / "1" / "verdicts.parquet"

@@ -12,14 +12,14 @@ from policylong.config import Synthesis
 from policylong.records import Anchor, Candidate, Negative, Positive, Root, Verdict
 from policylong.retrieval.exact import ExactIndex
 from policylong.screening import judge, readings, screen
-from policylong.screening.ledger import Ledger
+from policylong.screening.ledger import Ledger, Plan
 from policylong.screening.promise import Promise
 from policylong.screening.retrieve import Retriever
 from policylong.screening.rows import choose_rows
 from policylong.screening.summary import summarise
 from policylong.screening.verify import Pair, Reading
 from policylong.storage import tables
-from policylong.storage.workdir import Workdir
+from policylong.storage.workdir import Workdir, read_json, write_json
 from policylong.synthesis.filling import Filling
 from tests.training.tiny_training import whole_config
 
@@ -42,7 +42,7 @@ def scored_shard(number, rng):
               for chunk, _, _ in own}
     chunks |= {f"real/{number}-{i}#{c}-9": {} for c in range(2)} if len(places) else {}
     for chunk, candidates in chunks.items():
-      pairs.append(Pair(doc_id, np.ones(40, np.int32), places.astype(np.int32), np.ones(3, np.int32)))
+      pairs.append(Pair(doc_id, np.ones(40, np.int32), places.astype(np.int32), np.full(3, 2, np.int32)))
       proposals[doc_id, chunk] = candidates
       before = 3 + rng.random(len(places), np.float32)
       nll = 4 + rng.random(len(places), np.float32)
@@ -62,9 +62,14 @@ def judged(tmp_path, monkeypatch):
     account = Ledger(config, filling, 64, Promise.first())
     for number in range(SHARDS):
       roots, anchors, pairs, proposals, scores = scored_shard(number, rng)
-      shard = {"scan": pa.table([list(column) for column in zip(*roots)], schema=readings.ROOTS),
-               "verify": readings.verdicts(pairs, proposals, scores, 7)}
-      shard["rows"] = choose_rows(config, shard["scan"], anchors, pairs, proposals, None, filling)
+      shard = {"scan": pa.table([list(column) for column in zip(*roots)], schema=readings.ROOTS)}
+      plan = None if config.budget is None else Plan(Promise.from_json({"one": 1.0, "rank": 1.0}), 2.0)
+      shard["rows"] = choose_rows(config, shard["scan"], anchors, pairs, proposals, plan, filling)
+      read = [(i, n) for i, (scored, n) in enumerate(zip(*(
+          shard["rows"][name].to_pylist() for name in ("scored", "anchors")))) if scored]
+      shard["verify"] = readings.verdicts(
+          [dataclasses.replace(pairs[i], positions=pairs[i].positions[:n]) for i, n in read],
+          [proposals[i] for i, _ in read], [Reading(*(values[:n] for values in scores[i])) for i, n in read], 7)
       for stage, table in shard.items():
         tables.write(round_.shard(stage, number), table)
       tables.write(round_.shard("anchors", number), tables.from_records(Anchor, anchors))
@@ -92,7 +97,11 @@ def test_the_verdicts_of_a_shard_are_those_of_its_entropies():
   assert readings.verdicts([], [], [], 7).schema == tables.from_records(Verdict, []).schema
 
 
-@pytest.mark.parametrize("settings", [{}, {"control_margin": 0.1}, {"epsilon": None, "epsilon_from_control": 0.1}])
+BUDGET = {"budget": 9.0, "probe_share": 0.4}
+
+
+@pytest.mark.parametrize("settings", [{}, {"control_margin": 0.1}, {"epsilon": None, "epsilon_from_control": 0.1},
+                                      BUDGET])
 def test_a_large_round_keeps_own_control_and_accepted_verdicts_and_says_the_same(judged, settings):
   whole, all_said = judged(10**9, **settings)
   thin, said = judged(10, **settings)
@@ -105,6 +114,25 @@ def test_a_large_round_keeps_own_control_and_accepted_verdicts_and_says_the_same
   others = [row for row in rows if row["kind"] == "retrieved" and row["rank"] < 0]
   assert said["acceptance"]["other"]["pairs"] == len(others) > said["acceptance"]["other"]["accepted"]
   assert said["acceptance"]["retrieved"]["pairs"] == sum(row["kind"] == "retrieved" for row in rows)
+  assert said["acceptance"]["control"]["pairs"] == sum(row["kind"] == "control" for row in rows)
+
+
+def test_within_a_budget_a_pair_is_an_anchor_that_a_scored_row_read(judged):
+  round_, said = judged(10**9, **BUDGET)
+  rows = tables.read(round_.table("verdicts")).to_pylist()
+  anchors = [row["doc_id"] for row in tables.read(round_.table("anchors")).to_pylist()]
+  chunks = {(row["doc_id"], row["chunk_id"]) for row in rows if row["kind"] == "retrieved"}
+  every = sum(anchors.count(doc_id) for doc_id, _ in chunks)  # if each row read all anchors of its root
+  assert said["acceptance"]["retrieved"]["pairs"] == sum(row["kind"] == "retrieved" for row in rows) < every
+  assert said["rows"]["scored"] < said["rows"]["proposed"]
+
+
+def test_what_was_judged_before_pairs_were_counted_is_judged_again(judged):
+  round_, _ = judged(10**9)
+  assert screen._is_judged(round_, 1) and not screen._is_judged(round_, 2)
+  write_json(round_.judged_path, {name: value for name, value in read_json(round_.judged_path).items()
+                                  if name != "verified"})
+  assert not screen._is_judged(round_, 1)
 
 
 def test_each_accepted_chunk_is_a_positive_of_its_root_once_where_it_gains_most(judged):
