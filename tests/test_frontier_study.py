@@ -7,12 +7,14 @@ import re
 import numpy as np
 import pyarrow as pa
 import pytest
+from scipy import stats
 
 from experiments.cells import read_grid
-from experiments.frontier_study import base, corpora, frontier, report
+from experiments.frontier_study import base, corpora, frontier, report, second_world
 from experiments.frontier_study.world import DIFFICULTIES, NUMBERS, RIVALS, WORDINGS, Difficulty, FrontierWorld
 from experiments.small_study import corpora as small_corpora
 from experiments.small_study.world import RELATIONS, VALUES
+from policylong.errors import UserError
 from policylong.model.tokenizer import load_tokenizer
 from policylong.storage import tables
 from policylong.storage.workdir import write_json
@@ -72,12 +74,13 @@ def test_the_corpus_is_the_same_each_time(corpus, tmp_path):
 
 
 def test_difficulties_are_drawn_evenly_and_the_worlds_of_base_corpus_and_tasks_share_no_place():
-  worlds = [FrontierWorld(seed, DIFFICULTIES) for seed in (8, small_corpora.CORPUS_WORLD, small_corpora.TASK_WORLD)]
+  worlds = [FrontierWorld(seed, DIFFICULTIES) for seed in (
+      8, small_corpora.CORPUS_WORLD, small_corpora.TASK_WORLD, second_world.WORLD)]
   told = [[world.told(4) for _ in range(250)] for world in worlds]
   counts = np.array([sum(d == difficulty for one in told[0] for d in one.difficulties) for difficulty in DIFFICULTIES])
   assert counts.sum() == 1000 and np.all(np.abs(counts - 100) < 5 * np.sqrt(100 * 0.9))
   names = [{place.name for one in letters for place, _ in one.sources} for letters in told]
-  assert all(len(found) == 1000 for found in names) and len(set.union(*names)) == 3000
+  assert all(len(found) == 1000 for found in names) and len(set.union(*names)) == 4000
 
 
 def test_told_values_are_found_among_tokens_and_a_long_row_ends_with_its_letter():
@@ -129,13 +132,45 @@ def test_results_tell_of_each_cell_and_of_the_differences_seed_by_seed(tmp_path)
       write_json(tmp_path / "outcomes" / f"{name}-seed{seed}.json",
                  {"numbers": {**numbers, "told_nll": loss, "told_nll@6": 2 * loss,
                               "step12/verified": 0.125 * (seed + 1)}})
+  last = {"told_nll": 2.0, "told_nll@6": 4.0}
+  for name, found in {"policylong_equal_compute": {**numbers, "round1/scored_tokens": 49_152 + 6144}, "nextlong": {
+      name: value for name, value in numbers.items() if name != "round1/recall"}}.items():
+    write_json(tmp_path / "outcomes" / f"{name}-seed0.json", {"numbers": {**found, **last}})
   report.write(grid, tmp_path, tmp_path / "none.md")
   text = (tmp_path / "RESULTS.md").read_text()
-  assert f"4 of {len(grid.cells)} runs are done, each of {36 * 4 * 1024:,} tokens" in text
+  assert f"6 of {len(grid.cells)} runs are done, each of {36 * 4 * 1024:,} tokens" in text
+  # Of 55,296 tokens scored a third is 18,432, and 67,584 of 147,456 are 0.4583.
+  assert "| policylong_equal_compute | 49,152 | 1.125 | 0.4583 |" in text
+  assert "| nextlong | 147,456 | 0 | 1 |" in text and "| offline | 147,456 |" not in text
   assert "| base | 2.25 |" in text and "| policylong | 1.2 ± 3.2 |" in text  # of 1 and 1.5: 0.25 * 12.706
   # Of -0.25 and -0.75; its hardest is the mean of number 5, the same in both, and 6; 3.5 is 0.25 * (12.706 + 1.376).
   assert "| policylong − offline | 2 | -0.5 ± 3.2 (3.5) | -0.5 ± 3.2 (3.5) |" in text
   assert "## Screening against the truth: offline" in text and "| cell | step12/verified |" in text
+
+
+def test_a_second_world_tells_of_seeds_and_of_letters(tmp_path):
+  rng = np.random.default_rng(0)
+  # A true difference of -0.5, moved by 0.1 with a seed and by 0.2 with a letter.
+  seeds, letters = rng.normal(0, 0.1, (5, 1)), rng.normal(0, 0.2, (1, 64))
+  other = rng.normal(2.0, 0.3, (5, 64))
+  one = other - 0.5 + seeds + letters
+  mean, of_seeds, of_letters, both = second_world.differences({"policylong": one.tolist(), "offline": other.tolist()})
+  expected = [stats.ttest_1samp((one - other).mean(axis), 0).confidence_interval() for axis in (1, 0)]
+  assert mean == pytest.approx((one - other).mean())
+  for half, wanted in zip((of_seeds, of_letters), expected):
+    assert (mean - half, mean + half) == pytest.approx((wanted.low, wanted.high))
+  errors = [np.std(seeds, ddof=1) / 5 ** 0.5, np.std(letters, ddof=1) / 8]
+  assert both == pytest.approx(2.7764451 * np.hypot(*errors), rel=1e-6)
+  # Of runs that are there, those that were read are not read again, and a run that is missing is named.
+  runs = {f"{cell}-seed{seed}": {"told_nll": values[seed].tolist(), "verified": [0.25 * (cell == "policylong")] * 64}
+          for cell, values in {"policylong": one, "offline": other}.items() for seed in range(5)}
+  write_json(tmp_path / "second_world.json", {"letters": 64, "runs": runs})
+  second_world.read_runs(tmp_path, tuple(range(5)), 64)
+  text = second_world.section(tmp_path)
+  assert f"| told values, nats | 5 | {mean:.3f} | {of_seeds:.3f} | {of_letters:.3f} | {both:.3f} |" in text
+  assert "| true sources verified, points | 5 | 25.000 | 0.000 | 0.000 | 0.000 |" in text
+  with pytest.raises(UserError, match="policylong-seed5 holds no finished run"):
+    second_world.read_runs(tmp_path, tuple(range(6)), 64)
 
 
 @pytest.mark.slow

@@ -164,12 +164,14 @@ def test_screening_is_held_against_the_truth_as_counted_by_hand(tmp_path):
       Negative("all/letter", chunk[name], chunk["b"], 0.5, i) for i, name in enumerate("acdd")]))
   rates = {name: {"rate": 0.25} for name in ("own", "control")}
   write_json(round_.done_path, {"files": {}, "acceptance": rates, "epsilon": 0.4, "mean_gain": 0.65, "positives": 2,
-                                "offpolicy": None, "anchors_per_root": 2.0})
+                                "offpolicy": None, "anchors_per_root": 2.0, "roots": 1, "loss_margin": 0.25,
+                                "tokens": {"scan": 6, "scored": 90, "padded": 128}})
   write_json(Workdir(tmp_path / "run").final_json, {"offpolicy": {"share": 0.5}})
   found = truth.measure(tmp_path / "run", tmp_path)
   wanted = {"anchored": 2 / 3, "recall": 1 / 2, "gain_source": 0.75, "gain_other": 0.25 / 3, "positives_true": 0.5,
             "negatives_unhelpful": 0.5, "precision@0.4": 2 / 3, "found@0.4": 1.0, "precision@0.6": 1.0,
             "found@0.7": 0.5, "offpolicy_gap": 0.5, "accepted_own": 0.25,
+            "roots": 1, "loss_margin": 0.25, "scored_tokens": 96,
             "without_value": 1 / 3,  # of three accepted: d for "cd" has "abcd", which is another word
             "above@0.0": 1.0, "told@0.0": 1.0, "anchored@0.0": 1 / 3, "above@1.0": 1.0, "above@1.5": 0.0,
             "anchored@1.5": 0.0}

@@ -47,9 +47,14 @@ class Reading:
   drop: np.ndarray
   loss: np.ndarray
 
+  @property
+  def verified(self) -> np.ndarray:
+    """bool: whether the policy can use the source."""
+    return (self.gain > EPSILON) & (self.drop > MARGIN)
+
   def numbers(self) -> dict[str, float]:
     """verified: share of the sources; verified@N: of those of number N; told_nll, told_nll@N: mean loss likewise."""
-    verified = (self.gain > EPSILON) & (self.drop > MARGIN)
+    verified = self.verified
     found = {"verified": float(verified.mean()), "told_nll": float(self.loss.mean(dtype=np.float64))}
     for number in np.unique(self.number).tolist():
       of_number = self.number == number
@@ -58,21 +63,24 @@ class Reading:
     return found
 
 
-def read(path: pathlib.Path, letters: int, length: int, mesh: jax.sharding.Mesh) -> Reading:
-  """Of a model in an HF directory, a run or a checkpoint, made to read `length` tokens whether trained to or not."""
+def read(path: pathlib.Path, letters: int, length: int, mesh: jax.sharding.Mesh, world: int = TASK_WORLD) -> Reading:
+  """Of a model in an HF directory, a run or a checkpoint, made to read `length` tokens whether trained to or not.
+
+  world: the seed of the letters' world.
+  """
   stored = open_model(path)
   scorer = Scorer(stored.load(jnp.float32, mesh), stored.config.trained_on(length), mesh, dtype="float32",
                   tokens_per_batch=4096, bucket_multiple=64)
-  world = FrontierWorld(TASK_WORLD, STUDIED)
+  planted = FrontierWorld(world, STUDIED)
   pairs: list[Pair] = []
   rows: list[Row] = []
   number = []
   for i in range(letters):
-    told = world.told(PLACES_IN_LETTER)
+    told = planted.told(PLACES_IN_LETTER)
     root, positions = value_positions(stored.tokenizer, told)
     sources = [tokens(stored.tokenizer, text) for _, text in told.sources]
     pairs += [Pair(str(i), root, positions, source) for source in sources]
-    rows.append(long_row(world, stored.tokenizer, sources, root, positions, length))
+    rows.append(long_row(planted, stored.tokenizer, sources, root, positions, length))
     number += [difficulty.number for difficulty in told.difficulties]
   places = list(itertools.islice(itertools.cycle(range(PLACES_IN_LETTER)), len(pairs)))
   before, after, nll_before, nll_after = (

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from experiments.cells import Grid
+from experiments.frontier_study import second_world
 from experiments.frontier_study.frontier import HARD, HARD_SOURCES
 from experiments.frontier_study.study import LENGTH
 from experiments.frontier_study.world import NUMBERS
@@ -22,7 +23,10 @@ _MORE_PAIRS = (("policylong_epsilon=0.3", "offline_epsilon=0.3"), ("offline_epsi
                ("offline", "standard"), *(("policylong_equal_compute", other) for other in (
     "offline_equal_compute", "entropylong_equal_compute", "nextlong", "quest", "standard")))
 _SCREENING = ("anchored", "recall", "positives", "positives_true", *(f"sources@{number}" for number in NUMBERS),
-              "without_value", "accepted_own", "accepted_control", "offpolicy_gap")
+              "without_value", "accepted_own", "accepted_control", "offpolicy_gap", "roots", "loss_margin",
+              "scored_tokens")
+# A token is scored forward only.
+_SCORED_COST = 1 / 3
 _BY_SEED = Mapping[int, Mapping[str, float]]
 
 
@@ -34,14 +38,14 @@ def write(grid: Grid, directory: pathlib.Path, findings: pathlib.Path) -> None:
     if (path := outcome_path(cell, directory)).exists() and "numbers" in (outcome := read_json(path, checked=False)):
       cells.setdefault(cell.name, {})[cell.seed] = outcome["numbers"]
       done += 1
-  config = grid.cells[0].config
-  read = config.rounds * config.training.steps_per_round * config.training.batch_size * LENGTH
+  trained = {cell.name: cell.config.rounds * cell.config.training.steps_per_round * cell.config.training.batch_size
+             * LENGTH for cell in grid.cells}
   numbers = [f"@{number}" for number in NUMBERS]
   tasks = [f"{task}_nll/{length}" for task in ("needle", "multikey") for length in (BASE_LENGTH, LENGTH)]
   parts = [
       findings.read_text() if findings.exists() else "# Results of the frontier study\n",
       f"Below: means over seeds ± half of the 95% interval (Student's t). {done} of {len(grid.cells)} runs are done, "
-      f"each of {read:,} tokens in sequences of {LENGTH}.\n",
+      f"each of {max(trained.values()):,} tokens in sequences of {LENGTH}, those of equal compute of fewer.\n",
       "## True sources verified, of all and by the number of their difficulty\n\nAfter the last step, on letters that "
       "nobody trains on.\n\n" + _table(cells, ["verified", *(f"verified{number}" for number in numbers)]),
       "## The same on the way\n\n" + _table(cells, sorted(
@@ -56,6 +60,8 @@ def write(grid: Grid, directory: pathlib.Path, findings: pathlib.Path) -> None:
   if REFERENCE in cells:
     parts.append("## Differences, seed by seed\n\nIn brackets the smallest true difference that so many seeds would "
                  "show four times out of five, at the spread that was seen.\n\n" + _differences(cells))
+  parts.append(second_world.section(directory))
+  parts.append(_compute(cells, trained))
   chosen = [PRIMARY, *HARDEST, "verified", f"needle_nll/{BASE_LENGTH}"]
   rows = {name: [{"numbers": run} for run in runs.values()] for name, runs in cells.items()}
   write_atomically(directory / "results.svg", plot(rows, chosen).encode())
@@ -88,6 +94,21 @@ def _differences(cells: Mapping[str, _BY_SEED]) -> str:
       columns.append(told(values) + (f" ({detectable(values):.2g})" if len(values) > 1 else ""))
     rows.append((f"{one} − {other}", str(len(both)), *columns))
   return markdown_table(("", "seeds", *measures), rows) + "\n"
+
+
+def _compute(cells: Mapping[str, _BY_SEED], trained: Mapping[str, int]) -> str:
+  """Of the cells whose outcomes say what they scored, and of those that do not screen."""
+  rows = []
+  for cell, runs in cells.items():
+    scored = [sum(run[name] for name in run if name.endswith("/scored_tokens")) for run in runs.values()
+              if "round1/scored_tokens" in run or not any("round1/recall" in run for run in runs.values())]
+    if cell in trained and scored:
+      costs = [trained[cell] + _SCORED_COST * n for n in scored]
+      rows.append((cell, f"{trained[cell]:,}", told([n / trained[cell] for n in scored]),
+                   told([cost / max(trained.values()) for cost in costs])))
+  return ("## Compute\n\nA token that is scored (to find anchors, or to verify) counts a third of one that is trained "
+          "on. Cells whose outcomes were kept before this was measured are missing.\n\n" + markdown_table(
+              ("cell", "tokens trained on", "scored for each", "cost of the run, of plain packing's"), rows) + "\n")
 
 
 def _screening(cell: str, runs: _BY_SEED) -> str:

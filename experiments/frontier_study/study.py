@@ -8,6 +8,7 @@ import dataclasses
 import pathlib
 from collections.abc import Iterator
 
+import jax
 from ml_collections import ConfigDict
 
 from configs import demo
@@ -143,12 +144,13 @@ class Size:
     return self._frontier(path) | self._tasks(path)
 
   def _tasks(self, path: pathlib.Path) -> dict[str, float]:
-    policy = open_for_length(path, LENGTH, _mesh(), MODEL.rope_theta)
+    policy = open_for_length(path, LENGTH, one_device(), MODEL.rope_theta)
     return tasks.measure(policy, (BASE_LENGTH, LENGTH), self.prompts)
 
   def _frontier(self, path: pathlib.Path) -> dict[str, float]:
-    return frontier.read(path, self.held_out, LENGTH, _mesh()).numbers()
+    return frontier.read(path, self.held_out, LENGTH, one_device()).numbers()
 
 
-def _mesh():
+def one_device() -> jax.sharding.Mesh:
+  """What everything is measured on."""
   return make_mesh(config_lib.Mesh(data=-1, fsdp=1, context=1, tensor=1))

@@ -4,7 +4,7 @@ A letter tells one fact of each of its places in the words that the base model k
 states that fact, says it in words that are further from the letter's, and may state a *rival*: another fact of the
 same kind of the same place, which only its words tell apart. How far is a number, kept with the truth.
 
-How the kinds were chosen (results/mechanism/findings.md has the numbers): with each step the base model is less able to
+How the kinds were chosen (results/small/findings.md has the numbers): with each step the base model is less able to
 use a source. At others it fails altogether, so that more of them is no more difficult: a word between name and value,
 the name's words in another order, a value before its name, a fact handed on from another place. And of look-alikes
 whose names have the same second word it takes one as if by lot.

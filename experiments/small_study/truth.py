@@ -32,8 +32,9 @@ def measure(workdir: pathlib.Path, corpus: pathlib.Path) -> dict[str, float]:
   does not hold the told value at all.
   positives_true: share of the round's positives that are the source of something told in their letter.
   negatives_unhelpful: share of its hard negatives that are not.
-  accepted_own, accepted_control: acceptance of own candidates and of random chunks. offpolicy_gap: share of the round's
-  accepted dependencies that the next policy would reject.
+  accepted_own, accepted_control: acceptance of own candidates and of random chunks. roots: that were verified.
+  loss_margin: nats by which the value had to be likelier. scored_tokens: to find anchors and to verify.
+  offpolicy_gap: share of the round's accepted dependencies that the next policy would reject.
   """
   folder, numbers, truth = Workdir(workdir), {}, Truth(corpus)
   skip_tokens = read_json(workdir / "config.json")["screening"]["skip_tokens"]
@@ -46,7 +47,8 @@ def measure(workdir: pathlib.Path, corpus: pathlib.Path) -> dict[str, float]:
     of_round = _by_alpha(round_, told, skip_tokens) | _pairs(round_, told, truth) | _documents(round_, truth) | {
         "accepted_own": done["acceptance"]["own"]["rate"], "accepted_control": done["acceptance"]["control"]["rate"],
         "epsilon": done["epsilon"], "mean_gain": done["mean_gain"], "positives": done["positives"],
-        "anchors_per_root": done["anchors_per_root"]}
+        "anchors_per_root": done["anchors_per_root"], "roots": done["roots"], "loss_margin": done["loss_margin"],
+        "scored_tokens": done["tokens"]["scan"] + done["tokens"]["scored"]}
     numbers |= {f"round{round_.index}/{name}": value for name, value in of_round.items() if value is not None}
     if done["offpolicy"]:
       numbers[f"round{round_.index - 1}/offpolicy_gap"] = done["offpolicy"]["share"]
