@@ -40,7 +40,7 @@ def test_all_cells_start_from_one_model_and_read_equally_much():
     config = cell.config
     tokens = config.rounds * config.training.steps_per_round * config.training.batch_size
     assert tokens * config.synthesis.sequence_length == 32 * 8 * 16_384
-    assert config.rounds * config.screening.roots_per_round == 256
+    assert config.rounds * config.screening.roots_per_round == 512
     assert (config.model.sha256, config.mesh.simulated_devices) == (SMOLLM2_SHA256, 0)
 
 

@@ -78,7 +78,7 @@ class Size:
         "roots_per_round": self.roots // self.rounds, "roots_per_shard": 16, "root_tokens": self.root_tokens,
         "min_root_tokens": self.root_tokens // 2, "max_anchors_per_root": self.anchors, "top_k": self.top_k,
         "control_chunks": 4, "epsilon": None, "epsilon_from_control": 0.01, "max_chunk_tokens": 512,
-        # As in the runs whose outcomes are kept.
+        # As in the first two runs (results/roots_256).
         "skip_tokens": 16, "evidence": "entropy", "loss_margin_from_control": None,
         # Few shapes: on a GPU a program takes longer to compile than to score a round.
         "bucket_multiple": 512, "tokens_per_batch": self.tokens_per_batch})
