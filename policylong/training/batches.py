@@ -2,7 +2,8 @@
 
 A record is the L token ids of one sequence as little-endian int32, nothing else; or two such rows of a weighed one
 (see `make_weighed_batch`), three of a packed one (`make_packed_batch`). The order is a shuffle seeded by (run, round),
-reshuffled each time the sequences are used up.
+reshuffled each time the sequences are used up. Row b of microbatch a of step s is that order's record (s A + a) B + b,
+whatever the mesh and however many processes there are.
 
 Letters: A microbatches, B sequences of one microbatch, L tokens of a sequence.
 """
@@ -72,7 +73,7 @@ class Sequences:
 
 
 class Batches(Iterator[Batch]):
-  """Endless iterator of `Batch` on the devices; each process reads the rows that its devices hold."""
+  """Endless iterator of `Batch` on the devices; each process reads the rows that its devices hold, and no others."""
 
   def __init__(self, paths: Sequence[epath.PathLike], *, shape: tuple[int, int, int], sharding: NamedSharding,
                vocab_size: int, seed: int, round_index: int, rows: int = 1):
@@ -96,16 +97,14 @@ class Batches(Iterator[Batch]):
     source = Sequences(paths, shape[2], vocab_size, rows)
     self._files = source.names
     self.num_sequences = len(source)
-    A, B, _ = shape
-    self._first_row, own = _rows_of_this_process(sharding, shape)
-    self._iterator = read_shuffled(source, seed=fold_seed(seed, round_index), count=A * own,
-                                   share=self._first_row // own, shares=B // own)
+    self._rows = rows_held(sharding, shape, jax.process_index())
+    self._iterator = read_shuffled(source, seed=fold_seed(seed, round_index), shape=shape[:2], rows=self._rows)
 
   def __next__(self) -> Batch:
     records = next(self._iterator)
     local = self._make_batch(records.reshape(self._shape[0], -1, *records.shape[1:]),
                              self._sharding.mesh.shape["context"])
-    return place(local, self._shape, self._sharding, self._first_row)
+    return place(local, self._shape, self._sharding, self._rows)
 
   def get_state(self) -> dict[str, Any]:
     """The position as JSON: batches given out, and which files they come from."""
@@ -124,48 +123,70 @@ class Batches(Iterator[Batch]):
     self._iterator.set_state(state["iterator"])
 
 
-def place(batch: Batch, shape: tuple[int, ...], sharding: NamedSharding, first_row: int = 0) -> Batch:
-  """A Batch on the devices, of which this process holds the rows from `first_row` on, as far as its devices need them.
+def place(batch: Batch, shape: tuple[int, ...], sharding: NamedSharding, rows: np.ndarray | None = None) -> Batch:
+  """A Batch on the devices, of which this process has the rows that its devices hold.
 
   Args:
     batch: on the host, arrays [..., rows, L].
     shape: (..., B, L) of the global batch.
     sharding: of that.
-    first_row: of B.
+    rows: which of B they are, ascending, as `rows_held` says; None: all.
   """
-  def put(rows: np.ndarray) -> jax.Array:
+  rows = np.arange(shape[-2]) if rows is None else rows
+
+  def put(local: np.ndarray) -> jax.Array:
     def part(index: tuple[slice, ...]) -> np.ndarray:
       *outer, of_rows, of_tokens = index
       start, stop, _ = of_rows.indices(shape[-2])
-      return rows[(*outer, slice(start - first_row, stop - first_row), of_tokens)]
+      # a device's rows follow each other, and here too, as all of them are
+      first = int(np.searchsorted(rows, start))
+      return local[(*outer, slice(first, first + stop - start), of_tokens)]
     return jax.make_array_from_callback(shape, sharding, part)
 
   return jax.tree.map(put, batch)
 
 
-def read_shuffled(source: grain.sources.RandomAccessDataSource, *, seed: int, count: int, share: int,
-                  shares: int) -> grain.DatasetIterator:
-  """Endless passes over `source`, each in its own order; `count` records at a time, every `shares`-th one.
+def read_shuffled(source: grain.sources.RandomAccessDataSource, *, seed: int, shape: tuple[int, int],
+                  rows: Sequence[int] | np.ndarray) -> grain.DatasetIterator:
+  """Endless passes over `source`, each in its own order, a step at a time, of which the records of `rows` are read.
 
-  The shares' n-th items together are the n-th `count * shares` records of that order, whatever `shares` is.
+  Args:
+    source: of records.
+    seed: of the order.
+    shape: (A, B) records of a step.
+    rows: which of B are wanted, ascending.
+
+  Returns:
+    An iterator of A * len(rows) records: those rows of the step's first microbatch, then of its second, and so on.
   """
-  dataset = grain.MapDataset.source(source).shuffle(seed).repeat(_EPOCHS)[share::shares].batch(count)
+  A, B = shape
+  held = [int(row) for row in rows]
+  shuffled = grain.MapDataset.source(source).shuffle(seed).repeat(_EPOCHS)
+
+  def record(index: int):
+    microbatch, row = divmod(index, len(held))
+    return shuffled[microbatch * B + held[row]]
+
+  dataset = grain.MapDataset.range(len(shuffled) // B * len(held)).map(record).batch(A * len(held))
   # Two batches ahead: 32 sequences of 131,072 tokens are 16 MB.
   return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)))
+
+
+def rows_held(sharding: NamedSharding, shape: tuple[int, int, int], process: int) -> np.ndarray:
+  """Which rows of B a process's devices hold, ascending; devices of several processes may share one.
+
+  They need not follow each other: on a TPU slice neighbours on an axis are neighbours in the machine, and a ring of
+  chips comes back to a host that it has left.
+  """
+  held = [index[1].indices(shape[1])[:2] for device, index in sharding.devices_indices_map(shape).items()
+          if device.process_index == process]
+  return np.unique(np.concatenate([np.arange(*block) for block in held]))
 
 
 def fold_seed(seed: int, round_index: int) -> int:
   """The seed of a round's order."""
   key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _PURPOSE), round_index)
   return int(jax.random.bits(key))
-
-
-def _rows_of_this_process(sharding: NamedSharding, shape: tuple[int, int, int]) -> tuple[int, int]:
-  """(first row, rows) of B that this process must read: its own aligned block, else all of them."""
-  held = [index[1].indices(shape[1])[:2] for index in sharding.addressable_devices_indices_map(shape).values()]
-  first, last = min(start for start, _ in held), max(stop for _, stop in held)
-  rows = last - first
-  return (first, rows) if shape[1] % rows == 0 and first % rows == 0 else (0, shape[1])
 
 
 def _first_line(error: Exception) -> str:

@@ -1,6 +1,9 @@
 """What order sequences come in, where a position is resumed, and what damaged files are answered with."""
 
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -61,13 +64,29 @@ def test_a_position_read_back_from_json_goes_on_with_the_same_batches(numbered, 
   assert first_tokens(resumed, 8) == first_tokens(batches, 8)
 
 
-def test_the_shares_of_several_processes_together_are_the_batches_of_one():
-  def read(share, shares):
-    return read_shuffled(np.arange(10), seed=5, count=4 // shares, share=share, shares=shares)
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3], [0, 3], [2], [1, 2, 3]])
+def test_some_rows_of_a_step_are_those_of_the_whole_step(rows):
+  def read(rows):
+    return read_shuffled(np.arange(10), seed=5, shape=(2, 4), rows=rows)
 
-  whole, halves = read(0, 1), [read(share, 2) for share in range(2)]
-  for _ in range(7):
-    assert sorted(next(whole)) == sorted([*next(halves[0]), *next(halves[1])])
+  whole, some = read(range(4)), read(rows)
+  for _ in range(7):  # eight records a step, of ten in an epoch
+    np.testing.assert_array_equal(next(some).reshape(2, -1), next(whole).reshape(2, 4)[:, rows])
+
+
+def test_on_tpu_slices_the_hosts_together_hold_the_rows_of_one_process():
+  environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+  done = subprocess.run([sys.executable, "-m", "tests.training.batches_on_tpus"], capture_output=True, text=True,
+                        env=environment, check=False)
+  assert done.returncode == 0, done.stderr[-2000:]
+  rows = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+  # 16 chips are laid as a ring through the hosts' squares of 2 x 2; with a context axis hosts share rows.
+  assert rows == {
+      "v5e:4x4_1x16x1": "0,1,6,15 2,3,4,5 7,12,13,14 8,9,10,11",
+      "2xv5e:4x4_2x16x1": "0,1,6,15 2,3,4,5 7,12,13,14 8,9,10,11 16,17,22,31 18,19,20,21 23,28,29,30 24,25,26,27",
+      "v5p:2x2x4_1x16x1": "0,4,8,12 1,5,9,13 2,6,10,14 3,7,11,15",
+      "v5e:4x4_1x4x4": "0,1,2,3 0,1,2,3 4,5,6,7 4,5,6,7",
+      "v5p:2x2x6_1x4x6": " ".join(6 * ["0,1,2,3"])}
 
 
 @pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "fsdp": 2, "context": 2}, {"context": 8}])
