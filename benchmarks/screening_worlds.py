@@ -96,7 +96,8 @@ def make(values, sequences: int, budget: float) -> World:
   embedder = make_embedder(config.retrieval)
   index = open_index(corpus, embedder, config.retrieval, config.corpus.cache_dir, config.seed)
   chunk_tokens = ChunkTokens(corpus, tokenizer, config.synthesis.separator, config.screening.max_chunk_tokens)
-  ground = Ground(config.screening, config.synthesis, sequences * config.synthesis.sequence_length, config.seed,
+  tokens = sequences * config.synthesis.sequence_length
+  ground = Ground(config.screening, config.synthesis, tokens, tokens, config.seed,
                   config.corpus.root_sources, corpus, tokenizer, chunk_tokens,
                   Retriever(config.screening, config.seed, corpus, embedder, index, chunk_tokens))
   scorer = Scorer(hf.load_params(config.model.path, model, np.float32, mesh), model, mesh,

@@ -439,7 +439,8 @@ class _Stages:
     config = self.config
     embedder, index = self.searched
     retriever = Retriever(self.screening, config.seed, self.corpus, embedder, index, self.chunk_tokens)
-    return Ground(self.screening, config.synthesis, self.read * config.synthesis.sequence_length, config.seed,
+    length = config.synthesis.sequence_length
+    return Ground(self.screening, config.synthesis, self.read * length, self.sequences * length, config.seed,
                   config.corpus.root_sources, self.corpus, self.tokenizer, self.chunk_tokens, retriever)
 
 

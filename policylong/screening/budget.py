@@ -1,8 +1,9 @@
 """Which rows a round scores when it may not score all of them, and what share of the positives that finds.
 
 A row is a chunk in front of a root. Rows that promise most for their tokens come first (`promise`). A shard of roots
-takes those that are worth their price: the tokens that they score, for each token that they are expected to give to
-training, may not exceed a rate; what the round has spent and filled so far sets the rate of the shards that come next.
+takes those that are worth their price: the tokens that they score, for each token that they are expected to fill of
+the round's sequences, may not exceed a rate; what the round has spent and filled so far sets the rate of the shards
+that come next.
 
 Of some roots, the probe, every row is scored. What the rule would have chosen there says without bias what share of
 all positives the budget found.
@@ -42,9 +43,9 @@ def is_probe(number: int, share: float) -> bool:
 
 
 def choose(rows: Rows, rate: float, filling: Filling) -> np.ndarray:
-  """bool[n]: the most promising rows, as many as are worth `rate` tokens scored for each token they give to training.
+  """bool[n]: the most promising rows, as many as are worth `rate` tokens scored for each token that they fill.
 
-  That is as many as make rate * (tokens expected to be trained on) - (tokens scored) largest. Where that is negative,
+  That is as many as make rate * (tokens expected to be filled) - (tokens scored) largest. Where that is negative,
   since no choice pays what is fixed: the choice with the least scored for each token expected.
   """
   if not len(rows.tokens):
@@ -79,7 +80,7 @@ def _of_roots(rows: Rows, taken: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _expected(filling: Filling, root: int, positives: float, none: float) -> float:
-  """Tokens of training that a root is expected to give."""
+  """Tokens of the round's sequences that a root is expected to fill."""
   some = 1 - none
   return some * filling.block(root, [positives / some]) if some > 1e-12 else 0.0
 

@@ -22,7 +22,7 @@ CONTROL = ("gain", "nll_before", "nll_after")
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """How a shard chooses: by which promise, and how many tokens it may score for each that training reads of it."""
+  """How a shard chooses: by which promise, and how many tokens it may score for each that it fills."""
   promise: Promise
   rate: float
 
@@ -42,14 +42,15 @@ class Ledger:
   Args:
     config: of the screening.
     filling: an empty one of the round's sequences.
-    wanted: tokens that its training reads.
+    trained: tokens that its training reads.
+    to_fill: tokens of the sequences that it is fed with; more than `trained` where training chooses among them.
     begun: the promise that the round begins with.
   """
 
-  def __init__(self, config: config_lib.Screening, filling: Filling, wanted: int, begun: Promise):
+  def __init__(self, config: config_lib.Screening, filling: Filling, trained: int, to_fill: int, begun: Promise):
     self.filling, self.spent, self.shards = filling, 0, 0
-    self._config, self._wanted, self._begun = config, wanted, begun
-    self._budget = None if config.budget is None else config.budget * wanted  # tokens
+    self._config, self._trained, self._to_fill, self._begun = config, trained, to_fill, begun
+    self._budget = None if config.budget is None else config.budget * trained  # tokens
     self._control: list[pa.Table] = []
     self._features: list[np.ndarray] = []
     self._passed: list[np.ndarray] = []
@@ -98,6 +99,8 @@ class Ledger:
       features, passed = np.concatenate(self._features), np.concatenate(self._passed)
       every = -(-len(passed) // _MOST_ROWS) or 1
       promise = promise.fitted(features[::every], passed[::every])
-    left = max(1, self._wanted - self.filling.tokens)
-    # What was saved is not spent on rows that are worth less than those of other shards.
-    return Plan(promise, min(self._config.budget, max(0.0, self._budget - self.spent) / left))
+    left = max(1, self._to_fill - self.filling.tokens)
+    # A filled token gives so much of one to training. What was saved is not spent on rows that are worth less than
+    # those of other shards.
+    worth = self._config.budget * (self._trained / self._to_fill)
+    return Plan(promise, min(worth, max(0.0, self._budget - self.spent) / left))

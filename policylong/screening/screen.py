@@ -55,11 +55,13 @@ _FITS, _LEAST_GROUP = 16, 4
 class Ground:
   """What is screened, whoever the policy is.
 
-  `synthesis` says what sequences are to be filled; `trained_tokens` are those that a round's training reads.
+  `synthesis` says what sequences are to be filled; `trained_tokens` are those that a round's training reads,
+  `filled_tokens` those of its sequences: more where training chooses among them.
   """
   config: config_lib.Screening
   synthesis: config_lib.Synthesis
   trained_tokens: int
+  filled_tokens: int
   seed: int
   root_sources: tuple[str, ...]
   corpus: Corpus
@@ -106,7 +108,7 @@ class Screener:
   def _score_shards(self, round_: Round, sequences: int, begun: Promise) -> Ledger:
     """Shard after shard through scan, retrieve and verify; the host retrieves one wave while the device does others."""
     shards = self._shards(round_.index)
-    account = Ledger(self.config, self._filling(), self.ground.trained_tokens, begun)
+    account = Ledger(self.config, self._filling(), self.ground.trained_tokens, self.ground.filled_tokens, begun)
     waiting: deque[tuple[range, Future]] = deque()
     # Several processes search together, and what they do together they do on their main threads.
     with (ThreadPoolExecutor(1) if hosts.count() == 1 else _AtOnce()) as host, Bar(

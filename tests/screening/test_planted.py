@@ -94,7 +94,7 @@ def screen(material, tmp_path_factory):
 
   def screened(begun=None, **changes):
     round_, config = Workdir(folder / str(changes)).round(1), dataclasses.replace(screening, **changes)
-    ground = Ground(config, synthesis, 2048, 0, ("roots",), corpus, tokenizer, chunk_tokens,
+    ground = Ground(config, synthesis, 2048, 2048, 0, ("roots",), corpus, tokenizer, chunk_tokens,
                     Retriever(config, 0, corpus, embedder, index, chunk_tokens))
     Screener(ground, Policy(0, scorer)).screen(round_, 2, begun or Promise.first())
     return {name: _named(tables.read(round_.table(name)).to_pylist())

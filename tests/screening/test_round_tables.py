@@ -59,7 +59,7 @@ def judged(tmp_path, monkeypatch):
     round_, rng = Workdir(tmp_path / f"{most}-{settings}").round(1), np.random.default_rng(0)
     config = dataclasses.replace(SCREENING, **{"epsilon": 0.4, "epsilon_from_control": None, **settings})
     filling = Filling(64, 0, None)
-    account = Ledger(config, filling, 64, Promise.first())
+    account = Ledger(config, filling, 64, 64, Promise.first())
     for number in range(SHARDS):
       roots, anchors, pairs, proposals, scores = scored_shard(number, rng)
       shard = {"scan": pa.table([list(column) for column in zip(*roots)], schema=readings.ROOTS)}
@@ -74,7 +74,7 @@ def judged(tmp_path, monkeypatch):
         tables.write(round_.shard(stage, number), table)
       tables.write(round_.shard("anchors", number), tables.from_records(Anchor, anchors))
       account.enter(shard["scan"], shard["rows"], shard["verify"])
-    ground = screen.Ground(config, None, 64, 0, (), *[None] * 4)
+    ground = screen.Ground(config, None, 64, 64, 0, (), *[None] * 4)
     screen.Screener(ground, None)._judge(round_, 1, account)
     tables.write(round_.table("negatives"), tables.from_records(Negative, []))
     return round_, summarise(config, round_, None)

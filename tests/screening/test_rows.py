@@ -1,17 +1,20 @@
 """What a row of a budget reads: up to which anchor, and what is counted of it; each by hand."""
 
+import contextlib
 import dataclasses
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from policylong import loop
 from policylong.records import Anchor, Candidate
 from policylong.screening import costs, readings
 from policylong.screening.ledger import Ledger, Plan
 from policylong.screening.promise import Promise
 from policylong.screening.rows import choose_rows
 from policylong.screening.verify import Pair
+from policylong.storage.workdir import Workdir
 from policylong.synthesis.filling import Filling
 from tests.training.tiny_training import whole_config
 
@@ -81,8 +84,33 @@ def test_the_probe_knows_what_lies_beyond_the_end_of_a_row(anchor, there, found)
     (2800, 300, 8.0),  # 3600 may be spent for 400 tokens; 100 are left to fill
     (4000, 300, 0.0)])
 def test_a_token_is_worth_what_the_budget_says_or_less_if_too_much_was_spent(spent, filled, rate):
-  account = Ledger(CONFIG, Filling(400, 1, 0), 400, Promise.first())
+  account = Ledger(CONFIG, Filling(400, 1, 0), 400, 400, Promise.first())
   account.spent = spent
   if filled:
     account.filling.add(filled - 10, [10])
   assert account.plan().rate == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("spent, filled, rate", [
+    (0, 0, 1.6),  # a fifth of what is filled is trained on, at 8 tokens for each
+    (8_000, 10, 1.6),  # what was saved is kept
+    (40_000, 10, 1.0),  # 40,000 are left for 40 sequences of 1,000 tokens
+    (79_000, 19, 1_000 / 31_000), (80_000, 40, 0.0)])
+def test_where_training_takes_a_share_the_price_is_of_all_that_must_be_filled(spent, filled, rate):
+  config = dataclasses.replace(CONFIG, budget=8.0)
+  account = Ledger(config, Filling(1_000, 1, 0), 10_000, 50_000, Promise.first())
+  account.spent = spent
+  for _ in range(filled):
+    account.filling.add(900, [100])
+  assert account.filling.sequences == filled
+  assert account.plan().rate == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("share, sequences", [(None, 24), (0.3, 80)])
+def test_a_round_fills_what_training_chooses_from_and_pays_for_what_it_reads(share, sequences, tmp_path):
+  config = whole_config(longfilter_share=share)  # 6 steps of 4 sequences
+  stages = loop._Stages(config, Workdir(tmp_path), contextlib.ExitStack())
+  # What a corpus and a model would be read for.
+  stages.__dict__ |= dict.fromkeys(("searched", "corpus", "tokenizer", "chunk_tokens"), (None, None))
+  length = config.synthesis.sequence_length
+  assert (stages.ground.trained_tokens, stages.ground.filled_tokens) == (24 * length, sequences * length)
