@@ -422,6 +422,13 @@ def test_within_a_budget_the_pairs_of_the_table_are_counted_one_by_one(tmp_path,
   assert others(written(tmp_path)) == ["–"]
 
 
+@pytest.mark.parametrize("spent, epochs, said", [(True, 1.5, True), (True, 1.0, False), (False, 1.5, False)])
+def test_a_budget_that_ended_before_the_round_was_fed_is_told_and_one_that_just_fed_it_is_not(
+    tmp_path, budgeted, spent, epochs, said):
+  tell(budgeted[0], budget_spent=spent, epochs=epochs)
+  assert ("The budget was spent before the round was fed" in written(tmp_path).text) == said
+
+
 def test_a_budgeted_round_of_an_earlier_version_is_shown_with_the_pairs_of_its_table(tmp_path, budgeted):
   folder, verdicts = budgeted
   page, done = written(tmp_path), tell(folder)
