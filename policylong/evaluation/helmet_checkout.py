@@ -17,6 +17,7 @@ import yaml
 
 from policylong.errors import UserError
 from policylong.evaluation.policy import cut_middle
+from policylong.evaluation.shared_work import number_of
 from policylong.storage.checksums import sha256_of_files, sha256_of_texts
 
 # What a checkout must hold, and the columns of a config that list one entry a data set.
@@ -157,7 +158,8 @@ def _model(model_utils: Any, policy, arguments: Any):
       whole = [np.asarray(each["input_ids"])[0].tolist() for each in inputs]
       prompts = [cut_middle(tokens, room) for tokens in whole]
       written = policy.generate(prompts, int(self.generation_max_length), stop=tuple(self.stops or ()),
-                                temperature=self.temperature if self.do_sample else 0.0)
+                                temperature=self.temperature if self.do_sample else 0.0, seed=int(arguments.seed),
+                                numbers=[number_of(tokens) for tokens in whole])
       return [{"output": generation.text, "input_len": len(tokens), "output_len": len(generation.tokens),
                "input_text": self.tokenizer.decode(tokens[-500:]),
                "truncated": bool(each["truncated"]) or len(all_tokens) > room}

@@ -8,7 +8,6 @@ import collections
 import hashlib
 import json
 import logging
-import zlib
 from collections.abc import Callable, Sequence
 
 import jinja2
@@ -19,7 +18,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from policylong.errors import UserError
-from policylong.evaluation.shared_work import answered
+from policylong.evaluation.shared_work import answered, number_of
 from policylong.model.tokenizer import beginning, encode, encode_begun
 
 log = logging.getLogger(__name__)
@@ -165,11 +164,10 @@ class PolicyLM(TemplateLM):
       alike[self._manner(arguments)].append(i)
     self._warn_of(truncated)
     texts = [""] * len(questions)
-    # A draw is that of its place among the prompts: the same prompt in the same place of another call is drawn anew.
-    seed = (self._seed + zlib.crc32(repr(questions[0]).encode())) % 2**31
     for (stop, temperature), group in alike.items():
       written = self._policy.generate([prompts[i] for i in group], [most[i] for i in group], stop=stop,
-                                      temperature=temperature, seed=seed, progress=progress)
+                                      temperature=temperature, seed=self._seed,
+                                      numbers=[number_of(questions[i]) for i in group], progress=progress)
       for i, generation in zip(group, written, strict=True):
         texts[i] = generation.text
     return list(zip(texts, truncated))

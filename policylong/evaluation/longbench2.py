@@ -21,7 +21,7 @@ from policylong.errors import UserError
 from policylong.evaluation import lm_eval_tasks
 from policylong.evaluation.policy import cut_middle
 from policylong.evaluation.results import Options, Result
-from policylong.evaluation.shared_work import answered
+from policylong.evaluation.shared_work import answered, number_of
 from policylong.storage import workdir
 
 _HUB = "THUDM/LongBench-v2"
@@ -170,7 +170,8 @@ def _written(policy, records: list[dict[str, Any]], options: Options, directory:
   def answer(questions: list[tuple[str, int]], progress: Callable[[int], None]) -> list[tuple[str, bool]]:
     prompts = [_prompt(policy, text) for text, _ in questions]
     written = policy.generate([tokens for tokens, _ in prompts], _NEW_TOKENS, temperature=_TEMPERATURE,
-                              seed=options.seed, progress=progress)
+                              seed=options.seed, numbers=[number_of(question) for question in questions],
+                              progress=progress)
     return [(generation.text, cut) for generation, (_, cut) in zip(written, prompts, strict=True)]
 
   found = answered([(text, options.seed) for text in texts], answer, directory / "longbench2" / "answers", "longbench2")

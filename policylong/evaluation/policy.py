@@ -65,6 +65,7 @@ class Policy:
 
   def generate(self, prompts: Sequence[Sequence[int]], most_new_tokens: int | Sequence[int], *,
                stop: Sequence[str] = (), temperature: float = 0.0, seed: int = 0,
+               numbers: Sequence[int] | None = None,
                progress: Callable[[int], None] = _nothing) -> list[Generation]:
     """Continues each prompt to an end token, a stop string or its number of tokens, whichever comes first.
 
@@ -73,12 +74,17 @@ class Policy:
       most_new_tokens: for all, or for each.
       stop: strings that end a generation and are no part of it; one that is a special token ends it as that token.
       temperature: 0 decodes greedily.
-      seed: of the draws, which do not depend on how prompts are batched.
+      seed: of the draws.
+      numbers: of the prompts, 0 to 2^31 - 1; what is drawn for a prompt hangs on the seed and its number, not on which
+        others it is asked with. Needed for a temperature above 0.
       progress: called with the number of prompts each time some are done.
 
     Raises:
       UserError: a prompt is empty, has unknown tokens, or leaves no room for its new tokens.
+      ValueError: there are no numbers to draw by.
     """
+    if temperature > 0 and numbers is None:
+      raise ValueError("a generation that samples needs a number for each prompt")
     most = [most_new_tokens] * len(prompts) if isinstance(most_new_tokens, int) else list(most_new_tokens)
     for i, (prompt, new) in enumerate(zip(prompts, most, strict=True)):
       self._check(f"prompt {i}", prompt, new)
@@ -89,9 +95,9 @@ class Policy:
     def finished(_: int, tokens: list[int]) -> bool:
       text = self._text(tokens) if strings else ""
       return any(string in text for string in strings)
-    found = self._generator.generate(
-        [Request(prompt, new) for prompt, new in zip(prompts, most)], stop_ids=sorted(stop_ids),
-        temperature=temperature, seed=seed, finished=finished, progress=progress)
+    requests = [Request(*each) for each in zip(prompts, most, numbers or [None] * len(prompts), strict=True)]
+    found = self._generator.generate(requests, stop_ids=sorted(stop_ids), temperature=temperature, seed=seed,
+                                     finished=finished, progress=progress)
     return [self._cut(tokens, strings) for tokens in found]
 
   def loglikelihoods(self, requests: Sequence[tuple[Sequence[int], Sequence[int]]],

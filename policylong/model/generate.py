@@ -26,9 +26,13 @@ _CACHE_BYTES = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """tokens: the prompt, one at least. most_new: new tokens at most, 0 or more."""
+  """tokens: the prompt, one at least. most_new: new tokens at most, 0 or more.
+
+  number: 0 to 2^31 - 1, which draws are its own; None: its place among the requests that it comes with.
+  """
   tokens: Sequence[int]
   most_new: int
+  number: int | None = None
 
 
 class Generator:
@@ -69,7 +73,7 @@ class Generator:
       stop_ids: tokens that end a row.
       temperature: 0 takes the most likely token; else tokens are drawn from softmax(logits / temperature).
       seed: of the draws, which also depend on the number of the request and of the token, on nothing else.
-      finished: told a request's number and its tokens so far, each time there are more; true ends the request, which
+      finished: told a request's place and its tokens so far, each time there are more; true ends the request, which
         may by then have some tokens more than were needed.
       progress: called with the number of requests that have ended, each time some have.
     """
@@ -108,10 +112,10 @@ class Generator:
 class _Group:
   """Requests with one P, longest first, on their way through the slots."""
 
-  def __init__(self, generator: Generator, requests, numbers, places, sampling, more, progress):
+  def __init__(self, generator: Generator, requests, members, places, sampling, more, progress):
     self.params, self.decode_params = generator._params, generator._decode_params
     self.programs, self.sampling = generator._programs, sampling
-    self.requests, self.numbers, self.places = requests, numbers, places
+    self.requests, self.members, self.places = requests, members, places
     self.more, self.progress = more, progress
     self.devices = generator._mesh.size
     self.chunk = min(generator._chunk, places)
@@ -136,6 +140,10 @@ class _Group:
       if (self.owner >= 0).any():
         self._advance()
 
+  def _number(self, request: int) -> int:
+    number = self.requests[request].number
+    return self.members[request] if number is None else number
+
   def _put(self, rows):
     # By hand: with several processes jit takes no numpy array to be split, not even over local devices.
     return jax.device_put(rows, self.programs.rows)
@@ -153,7 +161,7 @@ class _Group:
     hidden = self._read(prompts, lengths)
     places = np.stack([np.flatnonzero(owner < 0)[:self.prompts_each] for owner in self.owner]).astype(np.int32)
     left = np.array([self.requests[i].most_new if i >= 0 else 0 for i in who.flat], np.int32)
-    number = np.array([self.numbers[i] if i >= 0 else 0 for i in who.flat], np.int32)
+    number = np.array([self._number(i) if i >= 0 else 0 for i in who.flat], np.int32)
     fresh = Slots(token=np.zeros_like(left), length=lengths, made=np.zeros_like(left), left=left, request=number)
     self.cache, self.slots, first = self.programs.insert(
         self.params, self.cache, self.slots, self.prompts, hidden, *self._put((places.reshape(-1), fresh)),
@@ -193,7 +201,7 @@ class _Group:
     ended = 0
     for slot in zip(*np.nonzero((self.owner >= 0) & (tokens[..., 0] >= 0))):
       row = tokens[slot]
-      if self.more(self.numbers[self.owner[slot]], row[row >= 0]):
+      if self.more(self.members[self.owner[slot]], row[row >= 0]):
         self.owner[slot] = -1
         ended += 1
     if ended:

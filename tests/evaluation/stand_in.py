@@ -30,7 +30,8 @@ class StandIn:
   """Knows what stands in its window as "the letter is X", and else likes vowels.
 
   The log-probability of a token is -0.5 for a letter that the context names so, -1 for a vowel and -2 for the rest;
-  it is greedy where all tokens score -1 or more. It writes "The correct answer is (X)", or `says`.
+  it is greedy where all tokens score -1 or more. It writes "The correct answer is (X)", or `says`; where it samples, a
+  full stop and what it draws by after that.
   """
 
   name = "stand-in"
@@ -54,13 +55,17 @@ class StandIn:
       progress(1)
     return found
 
-  def generate(self, prompts, most_new_tokens, *, stop=(), temperature=0.0, seed=0, progress=lambda count: None):
+  def generate(self, prompts, most_new_tokens, *, stop=(), temperature=0.0, seed=0, numbers=None,
+               progress=lambda count: None):
     most = [most_new_tokens] * len(prompts) if isinstance(most_new_tokens, int) else most_new_tokens
+    assert numbers is None or all(0 <= number < 2 ** 31 for number in numbers)
+    draws = [f". Drawn by {seed} {number}" for number in numbers] if temperature else [""] * len(prompts)
     found = []
-    for prompt, new in zip(prompts, most, strict=True):
+    for prompt, new, draw in zip(prompts, most, draws, strict=True):
       assert len(prompt) >= 1 and new >= 1 and len(prompt) + new <= self.window
       self.written.append((list(prompt), new, tuple(stop), temperature))
       says = self.says(self.tokenizer.decode(prompt)) if self.says else f"The correct answer is ({self._known(prompt)})"
+      says += draw
       tokens = self.tokenizer(says).input_ids[:new]
       text = self.tokenizer.decode(tokens)
       for end in stop:

@@ -143,6 +143,18 @@ def test_a_prompt_that_helmet_cuts_too_little_is_cut_to_the_window(tmp_path, mon
   assert (max(lengths[4096]) > 1024) == bool(merges)
 
 
+def test_each_prompt_draws_by_a_number_of_its_own_where_helmet_samples(tmp_path, monkeypatch, checkout):
+  config = checkout / "configs" / "rerank_short.yaml"
+  config.write_text(config.read_text() + "do_sample: true\ntemperature: 0.7\nseed: 5\n")
+  policy = StandIn()
+  evaluated(monkeypatch, policy, tmp_path / "out", "--tasks=helmet/rerank", f"--helmet_dir={checkout}",
+            "--lengths=1024")
+  (details,) = (tmp_path / "out").rglob("*msmarco*.json")
+  texts = [sample["output"] for sample in json.loads(details.read_text())["data"]]
+  assert {each[3] for each in policy.written} == {0.7} and len(set(texts)) == 2
+  assert all("Drawn by 5 " in text for text in texts)
+
+
 def test_without_lengths_those_that_fit_the_window_are_run_and_finished_ones_are_kept(tmp_path, monkeypatch, checkout):
   def run(policy, *flags):
     return evaluated(monkeypatch, policy, tmp_path / "out", "--tasks=helmet/rerank", f"--helmet_dir={checkout}", *flags)

@@ -213,6 +213,22 @@ def test_sampling_takes_the_task_s_temperature_and_says_what_it_leaves_out(caplo
       "a task samples with top_p = 0.9, which is left out: only the temperature is used"]
 
 
+def test_a_request_s_draws_are_its_own_whatever_it_is_asked_after(tmp_path, monkeypatch):
+  sampled, greedy = {"do_sample": True, "temperature": 0.7, "until": []}, {"until": []}
+  asked = [("What?", sampled), ("Who?", sampled), ("What?", sampled), ("What?", sampled | {"temperature": 0.5}),
+           ("Why?", greedy), ("Why?", sampled)]
+
+  def texts(name, requests, seed=1):
+    return PolicyLM(StandIn(), tmp_path / name, seed).generate_until(prompts(*requests))
+  whole = texts("whole", asked)
+  assert whole[4] == "The correct answer is (None)" and len(set(whole)) == len(asked)
+  assert not set(texts("other", asked, seed=2)) & set(whole) - {whole[4]}
+  assert texts("turned", asked[3:] + asked[:3]) == whole[3:] + whole[:3]
+  assert texts("stopped", asked[:2]) == whole[:2] and texts("stopped", asked) == whole
+  monkeypatch.setattr("policylong.evaluation.shared_work._QUESTIONS", 1)
+  assert texts("apart", asked) == whole
+
+
 def test_chat_messages_become_the_template_s_prompt():
   model = adapter(StandIn())
   history = [{"role": "user", "content": "Who?"}]

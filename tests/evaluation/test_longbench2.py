@@ -5,6 +5,7 @@ from importlib import metadata
 
 import pytest
 
+from policylong.devices import hosts
 from policylong.evaluation import lm_eval_tasks, longbench2
 from policylong.evaluation.results import Options
 from tests.evaluation.command import evaluated, refused
@@ -113,6 +114,29 @@ def test_a_chat_model_writes_its_answers(tmp_path, monkeypatch):
   assert details["questions"][3] | {"text": ""} == {
       "_id": "id3", "domain": "Single-Document QA", "sub_domain": "Academic", "difficulty": "hard", "length": "short",
       "answer": "C", "predicted": "D", "truncated": False, "text": ""}
+
+
+def test_a_question_s_draws_are_its_own_whatever_it_is_asked_after(tmp_path, monkeypatch):
+  """At once, some at a time, in two processes, and after a run that was stopped; another seed draws otherwise."""
+  data = write(tmp_path / "data.json")
+
+  def texts(name, *flags):
+    evaluated(monkeypatch, StandIn(window=20_000), tmp_path / name, "--tasks=longbench2", "--apply_chat_template",
+              f"--data_dir={data}", *flags)
+    return [each["text"] for each in json.loads((tmp_path / name / "longbench2" / "generation.json").read_text())[
+        "questions"]]
+  whole = texts("whole")
+  assert len({text.partition("Drawn by 42 ")[2] for text in whole}) == len(QUESTIONS)
+  assert not set(texts("other", "--seed=43")) & set(whole)
+  assert texts("stopped", "--samples=3") == whole[:3] and texts("stopped") == whole
+  monkeypatch.setattr("policylong.evaluation.shared_work._QUESTIONS", 2)
+  assert texts("some") == whole
+  # As two processes share it, one after the other: the second one finds what the first one has asked.
+  monkeypatch.setattr(hosts, "share", lambda items: range(items // 2))
+  with pytest.raises(KeyError):
+    texts("two")
+  monkeypatch.setattr(hosts, "share", lambda items: range(items // 2, items))
+  assert texts("two") == whole
 
 
 def test_the_middle_is_cut_so_that_prompt_and_answer_fit(tmp_path, monkeypatch):

@@ -156,7 +156,7 @@ class Script:
     self.tokens = tokens
 
   def generate(self, requests, *, stop_ids, finished, **_):
-    self.stop_ids = stop_ids
+    self.requests, self.stop_ids = requests, stop_ids
     found = []
     for i, request in enumerate(requests):
       tokens = []
@@ -184,6 +184,18 @@ def test_a_stop_string_ends_a_text_wherever_its_tokens_begin(tokens, stop, kept,
   policy._generator = Script(tokens)
   (found,) = policy.generate([[0]], len(tokens), stop=stop)
   assert (found.tokens.tolist(), found.text) == (kept, text)
+
+
+def test_a_prompt_is_drawn_for_by_the_number_that_is_given():
+  policy = object.__new__(Policy)
+  policy.tokenizer, policy.name, policy.window, policy._vocab_size, policy._end_tokens = Words(), "test", 99, 9, ()
+  policy._generator = Script([0])
+  policy.generate([[0], [1]], 1, temperature=0.5, numbers=[7, 2 ** 31 - 1])
+  assert [request.number for request in policy._generator.requests] == [7, 2 ** 31 - 1]
+  with pytest.raises(ValueError, match="needs a number for each prompt"):
+    policy.generate([[0], [1]], 1, temperature=0.5)
+  with pytest.raises(ValueError):
+    policy.generate([[0], [1]], 1, temperature=0.5, numbers=[7])
 
 
 def test_a_stop_string_that_is_a_special_token_is_that_token(monkeypatch):

@@ -120,6 +120,13 @@ def test_drawn_tokens_are_distributed_as_the_softmax_says(loaded):
   check_distribution(found[found[:, 0] == best, 1], second / second.sum())
   np.testing.assert_array_equal(found, drawn(3))
   assert (found != drawn(4)).any(axis=1).mean() > 0.1
+  # Numbers that are given are what the draws hang on, not the places: every other request, the last one first.
+  chosen = range(draws - 1, 0, -2)
+  some = generator.generate([Request(prompt, 2, i) for i in chosen], stop_ids=[], temperature=temperature, seed=3)
+  np.testing.assert_array_equal(np.array(some), found[chosen])
+  ends = generator.generate([Request(prompt, 2, i) for i in (2 ** 31 - 1, 0) * 500], stop_ids=[],
+                            temperature=temperature, seed=3)
+  assert {tuple(tokens) for tokens in ends[1::2]} == {tuple(found[0])} != {tuple(tokens) for tokens in ends[::2]}
 
 
 def check_distribution(found, probabilities):
