@@ -86,12 +86,16 @@ class ModelConfig:
     """The same model with another RoPE base and/or stretched by YaRN; None keeps what it has.
 
     YaRN stretches the context that the model was trained for, and `max_positions` grows to factor times that. A
-    scaling that the model has is replaced by YaRN and kept by another base; either is said in a warning.
+    scaling that the model has is replaced by YaRN and kept by another base; either is said in a warning. Divisors from
+    a GGUF file hold for the file's base alone: the llama3 rule that they follow takes their place.
+
+    Raises:
+      UserError: they follow no such rule.
     """
-    changed, own = self, self.rope_scaling
-    if theta is not None:
-      changed = dataclasses.replace(changed, rope_theta=theta)
-      if own is not None and yarn_factor is None and theta != self.rope_theta:
+    changed, own = self, self._own_scaling(theta, yarn_factor)
+    if theta is not None and theta != self.rope_theta:
+      changed = dataclasses.replace(changed, rope_theta=theta, rope_scaling=own)
+      if own is not None and yarn_factor is None:
         logging.warning("model.rope_theta = %g replaces the model's base %g, and its RoPE scaling %s stays", theta,
                         self.rope_theta, own)
     if yarn_factor is not None:
@@ -102,6 +106,20 @@ class ModelConfig:
         logging.warning("model.yarn_factor = %g replaces the model's own RoPE scaling %s: its window is now %d tokens, "
                         "it was %d", yarn_factor, own, changed.max_positions, self.max_positions)
     return changed
+
+  def _own_scaling(self, theta: float | None, yarn_factor: float | None) -> rope.Scaling | None:
+    """The scaling that the model has, as a rule if it meets another base or YaRN."""
+    own = self.rope_scaling
+    changing = {"rope_theta": theta if theta != self.rope_theta else None, "yarn_factor": yarn_factor}
+    given = ", ".join(f"model.{name} = {value:g}" for name, value in changing.items() if value is not None)
+    if not isinstance(own, rope.Divided) or not given:
+      return own
+    rule = own.as_llama3(self.head_dim, self.rope_theta)
+    if rule is None:
+      raise UserError(f"{given} cannot change this model's positions: its file divides each RoPE frequency by a number "
+                      "of its own (rope_freqs.weight), and these follow no llama3 rule that would say what they become "
+                      "and what context was stretched; leave it out, or give the model's HF directory")
+    return rule
 
   def trained_on(self, sequence_length: int) -> "ModelConfig":
     """The same model after training on sequences of so many tokens: its `max_positions` is at least that."""

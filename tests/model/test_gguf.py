@@ -82,6 +82,13 @@ def test_published_frequencies_are_read_and_written_as_llama3(name, head, factor
   for each in (config, written):
     np.testing.assert_allclose(rope.frequencies(head, each.rope_theta, each.rope_scaling),
                                references[f"frequencies--{name}"], rtol=1e-5)
+  # with another base, too, the file is the model that its HF directory is
+  other = config.with_rope(8e6, None)
+  assert other.rope_scaling == written.rope_scaling and hf_config.to_dict(other, "float32")["rope_theta"] == 8e6
+  own = 8e6 ** (-np.arange(0, head, 2) / head)
+  rule = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "factor": factor, "original_max_position_embeddings": 8192}
+  np.testing.assert_allclose(rope.frequencies(head, other.rope_theta, other.rope_scaling),
+                             own / llama3_divisors(8e6, head, rule), rtol=1e-5)
 
 
 @pytest.mark.parametrize(("feature", "added", "window"), [

@@ -60,13 +60,17 @@ def test_llama3_is_its_published_rule(scaling):
                                rtol=2e-6)
 
 
+def divided_by(scaling, head_dim, theta):
+  """A llama3 rule as a GGUF file of the model has it: float32 divisors, and the stretched window alone."""
+  divisors = (theta ** (-np.arange(0, head_dim, 2) / head_dim) / _by_definition(head_dim, theta, scaling))
+  return rope.Divided(original_max_positions=131_072, divisors=tuple(map(float, divisors.astype(np.float32))))
+
+
 @pytest.mark.parametrize("scaling", [LLAMA_31, LLAMA_32, dataclasses.replace(LLAMA_31, original_max_positions=500)])
 def test_llama3_is_found_again_in_its_divisors(scaling):
   """As GGUF files keep it: float32 divisors of the frequencies, in which only ratios of the rule's numbers show."""
   for head_dim, theta in ((64, 5e5), (128, 5e5)):
-    own = theta ** (-np.arange(0, head_dim, 2) / head_dim)
-    divisors = (own / _by_definition(head_dim, theta, scaling)).astype(np.float32)
-    divided = rope.Divided(original_max_positions=131_072, divisors=tuple(map(float, divisors)))
+    divided = divided_by(scaling, head_dim, theta)
     np.testing.assert_allclose(rope.frequencies(head_dim, theta, divided), _by_definition(head_dim, theta, scaling),
                                rtol=1e-6)
     assert divided.as_llama3(head_dim, theta) == scaling
@@ -108,3 +112,45 @@ def test_an_override_of_a_model_without_scaling_is_not_worth_a_word(caplog):
   with caplog.at_level(logging.WARNING):
     assert MODEL.with_rope(1e6, 4.0).max_positions == 256
   assert not caplog.records
+
+
+OVERRIDES = [(2e8, None), (8e6, None), (1e5, None), (None, 4.0), (8e6, 4.0)]
+
+
+@pytest.mark.parametrize(("theta", "factor"), OVERRIDES)
+@pytest.mark.parametrize(("head_dim", "scaling"), [(128, LLAMA_31), (64, LLAMA_32)])
+def test_an_override_makes_the_same_of_a_gguf_files_divisors_as_of_the_rule(head_dim, scaling, theta, factor, caplog):
+  model = dataclasses.replace(MODEL, head_dim=head_dim, rope_theta=5e5, rope_scaling=scaling, max_positions=131_072)
+  divided = dataclasses.replace(model, rope_scaling=divided_by(scaling, head_dim, 5e5))
+  with caplog.at_level(logging.WARNING):
+    found = divided.with_rope(theta, factor)
+    assert found == model.with_rope(theta, factor)
+  first, second = (record.getMessage() for record in caplog.records)
+  assert first == second
+  if factor is None:
+    np.testing.assert_allclose(rope.frequencies(head_dim, found.rope_theta, found.rope_scaling),
+                               _by_definition(head_dim, theta, scaling), rtol=2e-6)
+    # what the file's divisors, which are those of its own base, would have made of it
+    old = rope.frequencies(head_dim, theta, divided.rope_scaling)
+    assert np.abs(old / _by_definition(head_dim, theta, scaling) - 1).max() > 0.5
+  else:
+    assert found.max_positions == 32_768 and found.rope_scaling.original_max_positions == 8192
+  written = hf_config.from_dict(hf_config.to_dict(found, "float32"), "config.json")
+  assert (written.rope_theta, written.rope_scaling, written.max_positions) == (
+      found.rope_theta, found.rope_scaling, found.max_positions)
+
+
+def test_no_override_and_that_of_the_files_own_base_keep_its_divisors():
+  divided = dataclasses.replace(MODEL, rope_scaling=rope.Divided(original_max_positions=64,
+                                                                 divisors=tuple(map(float, range(1, 9)))))
+  assert divided.with_rope(None, None) is divided and divided.with_rope(1e4, None) is divided
+
+
+@pytest.mark.parametrize(("theta", "factor", "said"), [
+    (1e6, None, r"model\.rope_theta = 1e\+06 cannot"), (None, 4.0, r"model\.yarn_factor = 4 cannot"),
+    (1e6, 4.0, r"model\.rope_theta = 1e\+06, model\.yarn_factor = 4 cannot"),
+    (1e4, 2.0, r"^model\.yarn_factor = 2 cannot")])
+def test_an_override_of_divisors_of_no_rule_is_refused(theta, factor, said):
+  divided = rope.Divided(original_max_positions=64, divisors=tuple(map(float, range(1, 9))))
+  with pytest.raises(UserError, match=said + ".*rope_freqs.*HF directory"):
+    dataclasses.replace(MODEL, rope_scaling=divided).with_rope(theta, factor)
