@@ -1,8 +1,8 @@
 """What benchmarks ask and what they ask it about, as hashes of 13 words, and the documents that hold any of it.
 
 A document is contaminated, and removed whole, if it holds 13 words in a row (NGRAM, as GPT-3 has it, 2005.14165,
-appendix C) of any text of a benchmark, by words as words.py has them. A question has often fewer: one of at least
-SHORTEST words counts where all of it stands in the document.
+appendix C) of any text of a benchmark, by words as words.py has them: in scripts without spaces 26 or 39 letters. A
+question has often fewer: one of at least SHORTEST words counts where all of it stands in the document.
 
 A benchmark is given as NAME or NAME=PATH, with the NAMEs of KNOWN, or as a file of any name:
   ruler[=DIR]       SQuAD and HotpotQA as RULER's package has them: questions, answers and contexts. Its essays are the
@@ -28,7 +28,7 @@ from policylong.corpus.files import Unreadable, opened
 from policylong.corpus.json_records import read_objects
 from policylong.errors import UserError
 from policylong.material import fetch_ruler
-from policylong.prepare.words import Words, hash_words, ngrams
+from policylong.prepare.words import WORD, Words, hash_words, ngrams
 
 NGRAM, SHORTEST = 13, 8
 KNOWN = ("ruler", "longbench2")
@@ -45,25 +45,24 @@ class Table:
   """Which n-grams belong to which benchmarks.
 
   Args:
-    hashes: uint64[K], sorted within a length, each once.
+    hashes: uint64[K], sorted within a size, each once.
     owners: uint64[K], a bit for each benchmark that has it.
-    lengths: int64[K], of the n-grams, words; sorted.
+    sizes: int64[K], of the n-grams, sixths of a word; sorted.
   """
 
-  def __init__(self, hashes: np.ndarray, owners: np.ndarray, lengths: np.ndarray):
-    self.hashes, self.owners, self.lengths = hashes, owners, lengths
+  def __init__(self, hashes: np.ndarray, owners: np.ndarray, sizes: np.ndarray):
+    self.hashes, self.owners, self.sizes = hashes, owners, sizes
     self._parts = {}
-    for length in np.unique(lengths).tolist():
-      part = slice(*np.searchsorted(lengths, [length, length + 1]))
-      self._parts[length] = _Maybe(hashes[part]), hashes[part], owners[part]
+    for size in np.unique(sizes).tolist():
+      part = slice(*np.searchsorted(sizes, [size, size + 1]))
+      self._parts[size] = _Maybe(hashes[part]), hashes[part], owners[part]
 
   def contaminated(self, words: Words) -> np.ndarray:
     """uint64[documents]: a bit for each benchmark that a document holds something of."""
     result = np.zeros(len(words.first) - 1, np.uint64)
-    if not self._parts:
-      return result
-    for length, where, found in ngrams(words, list(self._parts)):
-      maybe, hashes, owners = self._parts[length]
+    # Of whole words no run counts a part of one more.
+    for size, where, found in ngrams(words, [size for size in self._parts if not (words.spaced and size % WORD)]):
+      maybe, hashes, owners = self._parts[size]
       asked = np.flatnonzero(maybe.holds(found))
       at = np.minimum(np.searchsorted(hashes, found[asked]), len(hashes) - 1)
       hit = hashes[at] == found[asked]
@@ -107,18 +106,18 @@ def load(benchmarks: list[str]) -> Table:
   for bit, benchmark in enumerate(benchmarks):
     before = len(found)
     for batch in _batches(_texts(benchmark)):
-      found += [(length, hashes, np.full(len(hashes), 1 << bit, np.uint64)) for length, hashes in _hashes(batch)]
+      found += [(size, hashes, np.full(len(hashes), 1 << bit, np.uint64)) for size, hashes in _hashes(batch)]
     if not any(len(hashes) for _, hashes, _ in found[before:]):
       raise UserError(f"--benchmark={benchmark} holds no text of {NGRAM} words and no question of {SHORTEST}")
   if not found:
     return Table(np.zeros(0, np.uint64), np.zeros(0, np.uint64), np.zeros(0, np.int64))
   every = np.concatenate([hashes for _, hashes, _ in found])
   owners = np.concatenate([bits for *_, bits in found])
-  lengths = np.concatenate([np.full(len(hashes), length) for length, hashes, _ in found])
-  order = np.lexsort((every, lengths))
-  every, owners, lengths = every[order], owners[order], lengths[order]
-  first = np.flatnonzero(np.concatenate([[True], (every[1:] != every[:-1]) | (lengths[1:] != lengths[:-1])]))
-  return Table(every[first], np.bitwise_or.reduceat(owners, first), lengths[first])
+  sizes = np.concatenate([np.full(len(hashes), size) for size, hashes, _ in found])
+  order = np.lexsort((every, sizes))
+  every, owners, sizes = every[order], owners[order], sizes[order]
+  first = np.flatnonzero(np.concatenate([[True], (every[1:] != every[:-1]) | (sizes[1:] != sizes[:-1])]))
+  return Table(every[first], np.bitwise_or.reduceat(owners, first), sizes[first])
 
 
 def fingerprint(table: Table) -> str:
@@ -127,14 +126,14 @@ def fingerprint(table: Table) -> str:
 
 
 def _hashes(texts: list[tuple[str, bool]]) -> Iterator[tuple[int, np.ndarray]]:
-  """(length, hashes) of the n-grams of texts, of which the second member says whether it is a question."""
+  """(size, hashes) of the n-grams of texts, of which the second member says whether it is a question."""
   words = hash_words([text for text, _ in texts])
-  counts, question = np.diff(words.first), np.array([flag for _, flag in texts])
-  short = np.unique(counts[question & (counts >= SHORTEST) & (counts < NGRAM)]).tolist()
-  for length, where, hashes in ngrams(words, [*short, NGRAM]):
-    if length < NGRAM:  # a whole one begins with its first word
-      hashes = hashes[np.searchsorted(where, words.first[:-1][question & (counts == length)])]
-    yield length, hashes
+  sizes, question = np.diff(words.counted[words.first]), np.array([flag for _, flag in texts])
+  short = np.unique(sizes[question & (sizes >= SHORTEST * WORD) & (sizes < NGRAM * WORD)]).tolist()
+  for size, where, hashes in ngrams(words, [*short, NGRAM * WORD]):
+    if size < NGRAM * WORD:  # a whole one begins with its first word
+      hashes = hashes[np.searchsorted(where, words.first[:-1][question & (sizes == size)])]
+    yield size, hashes
 
 
 def _batches(texts: Iterator[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:

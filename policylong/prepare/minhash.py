@@ -11,9 +11,9 @@ for a document of 150 words took 4 us in one run on a shared core, and its words
 
 import numpy as np
 
-from policylong.prepare.words import Words, mixed
+from policylong.prepare.words import Hashes, mixed
 
-SHINGLE = 5  # words, as FineWeb has it
+SHINGLE = 5  # words, as FineWeb has it; letters of scripts without spaces count as words.py says
 BANDS, ROWS = 30, 4
 
 _constants = mixed(np.arange(1, 2 * BANDS * ROWS + 1, dtype=np.uint64))
@@ -22,7 +22,7 @@ _TERMS = (_constants[BANDS * ROWS:] >> np.uint64(32)).astype(np.uint32)
 _ROW_BASE = np.uint64(0x2545F4914F6CDD1D)
 
 
-def signatures(shingles: Words) -> np.ndarray:
+def signatures(shingles: Hashes) -> np.ndarray:
   """uint32[BANDS * ROWS, documents]; equal values of two documents have the share of their Jaccard similarity.
 
   A document without a shingle has the highest number everywhere.

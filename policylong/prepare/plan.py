@@ -10,7 +10,7 @@ from policylong.corpus import sources
 from policylong.prepare.layout import Work
 
 # Changes when the same input and settings give other shards than before.
-FORMAT = 1
+FORMAT = 2
 # Files are put together to units of so many bytes, a larger file is one of its own.
 UNIT_BYTES = 64 << 20
 

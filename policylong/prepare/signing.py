@@ -20,7 +20,7 @@ def save_table(plan: Plan, table: Table) -> None:
   """Writes the benchmarks' n-grams, for all workers."""
   plan.work.save("benchmarks", "hashes", table.hashes)
   plan.work.save("benchmarks", "owners", table.owners)
-  plan.work.save("benchmarks", "lengths", table.lengths)
+  plan.work.save("benchmarks", "sizes", table.sizes)
 
 
 def sign(plan: Plan, number: int) -> dict[str, Any]:
@@ -67,4 +67,4 @@ def _batches(plan: Plan, name: str) -> Iterator[list[str]]:
 
 @functools.lru_cache(maxsize=1)
 def _table(directory: str) -> Table:
-  return Table(*(Work(directory).load("benchmarks", name) for name in ("hashes", "owners", "lengths")))
+  return Table(*(Work(directory).load("benchmarks", name) for name in ("hashes", "owners", "sizes")))

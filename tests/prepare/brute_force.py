@@ -5,14 +5,27 @@ import re
 
 
 def words(text):
-  """For texts of ASCII."""
-  return re.findall(r"[a-z0-9]+", text.lower())
+  """For texts of ASCII, Chinese ideographs and Thai consonants with a vowel sign or none."""
+  return re.findall("[a-z0-9]+|[\u4e00-\u9fff]|[\u0e01-\u0e2e][\u0e34-\u0e39]?", text.lower())
+
+
+def sixths(found):
+  """How many words these are, of which an ideograph counts a half and a Thai letter a third, in sixths of a word."""
+  return sum(6 if word.isascii() else 3 if word > "\u4e00" else 2 for word in found)
 
 
 def runs(text, length):
-  """The set of all runs of so many words; of a shorter text, all its words are one."""
+  """The set of the shortest runs from each word on that count so much; of a shorter text, all its words are one."""
   found = words(text)
-  return {tuple(found[i:i + length]) for i in range(max(1, len(found) - length + 1))} - {()}
+  if sixths(found) < 6 * length:
+    return {tuple(found)} - {()}
+  result = set()
+  for i in range(len(found)):
+    for j in range(i + length, len(found) + 1):
+      if sixths(found[i:j]) >= 6 * length:
+        result.add(tuple(found[i:j]))
+        break
+  return result
 
 
 def jaccard(one, other):
@@ -33,5 +46,5 @@ def kept(texts, threshold):
 
 
 def contaminated(text, benchmark_texts):
-  found = runs(text, 13) if len(words(text)) >= 13 else set()
-  return any(found & runs(other, 13) for other in benchmark_texts if len(words(other)) >= 13)
+  found = runs(text, 13) if sixths(words(text)) >= 6 * 13 else set()
+  return any(found & runs(other, 13) for other in benchmark_texts if sixths(words(other)) >= 6 * 13)

@@ -42,6 +42,57 @@ def test_a_short_question_counts_where_all_of_it_stands_and_a_shorter_one_never(
   assert held([path], texts) == [[0], [], [], []]
 
 
+HINDI = "भारत की राजधानी क्या है"
+# Nine words, and the same with another vowel sign in the fourth.
+NINE = "भारत के पहले प्रधान मंत्री का नाम क्या था", "भारत के पहले प्रधान मंत्रा का नाम क्या था"
+OFFICE, BANGKOK = "中华人民共和国国务院办公厅", "กรุงเทพมหานคร"
+CHINESE = "昨天下午三点钟他在北京大学图书馆门前遇见了多年未见的老朋友"  # 29 letters
+# 24 letters with their marks, of 32 code points: a question of eight words.
+THAI = "ใครเป็นผู้ประพันธ์เพลงชาติไทยนี้"
+
+
+@pytest.mark.parametrize(("asked", "text", "held_"), [
+    ({"question": HINDI + "?"}, "कल पूछा: भारत का राजधानी क्यों है, और कुछ", False),  # five words, and others
+    ({"question": HINDI + "?"}, HINDI, False),
+    ({"question": NINE[0] + "?"}, f"कल पूछा: {NINE[0]}, और कुछ", True),
+    ({"question": NINE[0] + "?"}, f"कल पूछा: {NINE[1]}, और कुछ", False),
+    ({"question": "İstanbul ne zaman fethedildi ve kim tarafından yönetildi"},
+     "istanbul ne zaman fethedildi ve kim tarafından yönetildi", True),
+    ({"context": f"{OFFICE}发布通知"}, f"记者从{OFFICE}获悉", False),  # one name of 13 letters
+    ({"context": CHINESE}, f"他说：{CHINESE[:13]}，{CHINESE[13:26]}。", True),  # 26 letters
+    ({"context": CHINESE}, f"他说：{CHINESE[:25]}。", False),
+    ({"question": CHINESE[:16] + "？"}, f"问：{CHINESE[:16]}", True),  # eight words, all of it
+    ({"question": CHINESE[:16] + "？"}, f"问：{CHINESE[:15]}", False),
+    ({"question": CHINESE[:15] + "？"}, f"问：{CHINESE[:15]}", False),
+    ({"question": CHINESE[:16] + "NBA"}, f"问：{CHINESE[:16]}nba 2", True),  # nine
+    ({"question": CHINESE[:17]}, "as plain words say and no other than these do", False),  # 8.5, and none so long
+    ({"context": BANGKOK}, f"ใน{BANGKOK}", False),
+    ({"context": BANGKOK + THAI + "พ"}, f"ถาม{BANGKOK} {THAI}พ", False),  # 12 + 24 + 1 letters
+    ({"context": BANGKOK + THAI + "พศก"}, f"ถาม{BANGKOK} {THAI}พศก", True),
+    ({"question": THAI}, f"ถาม {THAI}", True), ({"question": THAI[2:]}, f"ถาม {THAI}", False)])
+def test_thirteen_words_are_so_many_in_every_script(tmp_path, asked, text, held_):
+  (tmp_path / "asked.jsonl").write_text(json.dumps(asked))
+  with open(tmp_path / "asked.jsonl", "a") as file:  # which alone would be refused if its question is too short
+    file.write("\n" + json.dumps({"context": " ".join(f"v{i}" for i in range(13))}))
+  assert held([tmp_path / "asked.jsonl"], [text, "of another script", OFFICE]) == [[0] if held_ else [], [], []]
+
+
+def test_runs_of_mixed_scripts_are_found_as_by_comparing_all(tmp_path):
+  rng = np.random.default_rng(7)
+  alphabet = ["a ", "b ", "中", "文", "ก", "กุ"]
+  asked = ["".join(rng.choice(alphabet, 60)) for _ in range(12)]
+  with open(tmp_path / "asked.jsonl", "w") as file:
+    file.writelines(json.dumps({"context": text}) + "\n" for text in asked)
+  texts = []
+  for i in range(120):
+    letters = brute_force.words(asked[i % 12])
+    start, length = rng.integers(0, 30), rng.integers(14, 32)
+    texts.append("zz " + " ".join(letters[start:start + length]) + "".join(rng.choice(alphabet, 10)))
+  expected = [brute_force.contaminated(text, asked) for text in texts]
+  assert [bool(found) for found in held([tmp_path / "asked.jsonl"], texts)] == expected
+  assert 20 < sum(expected) < 100
+
+
 def test_every_form_of_a_file_and_each_benchmark_by_its_bit(tmp_path):
   texts = [" ".join(f"{letter}{i}" for i in range(15)) for letter in "abcdef"]
   (tmp_path / "a.txt").write_text(f"{texts[0]}\n\nother")

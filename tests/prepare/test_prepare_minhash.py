@@ -2,19 +2,19 @@ import numpy as np
 import pytest
 
 from policylong.prepare import minhash
-from policylong.prepare.words import Words, hash_words, shingles
+from policylong.prepare.words import Hashes, hash_words, shingles
 from tests.prepare import brute_force
 from tests.prepare.conftest import changed, make_texts
 
 
 def sets_with(similarity, count, seed, size=300):
-  """Pairs of random sets whose Jaccard similarity is nearly so much, as Words of two documents each."""
+  """Pairs of random sets whose Jaccard similarity is nearly so much, as Hashes of two documents each."""
   rng = np.random.default_rng(seed)
   common = round(2 * size * similarity / (1 + similarity))
   for _ in range(count):
     numbers = rng.integers(0, 1 << 63, 2 * size - common, dtype=np.uint64)
     both = np.concatenate([numbers[:size], numbers[size - common:]])
-    yield Words(both, np.array([0, size, 2 * size])), common / (2 * size - common)
+    yield Hashes(both, np.array([0, size, 2 * size])), common / (2 * size - common)
 
 
 @pytest.mark.parametrize("similarity", [0.1, 0.5, 0.7, 0.9])
