@@ -29,8 +29,11 @@ from policylong.storage.workdir import read_json
 SLICE = next(iter(qwen3b_128k.SLICES))
 SEEDS = (0,)
 LENGTHS = (8192, 16_384, 32_768, 65_536, 131_072)
-# HELMET's settings, RULER's included: prompts a data set and length. Data sets of the papers' Avg beside RULER's 13.
-PROMPTS, RULER_SETS, HELMET_SETS = 100, 13, 17
+# HELMET's max_test_samples: questions a data set and length. Those of RAG and re-ranking lie in its files once for each
+# of 6 places of the passage that answers them, or 3 (..._dep6.jsonl, ..._dep3.jsonl), and all rows of a question are
+# asked; see princeton-nlp/HELMET's issues 27 and 36.
+HELMET_QUESTIONS = {"recall": 100, "rag": 100, "icl": 500, "rerank": 100, "longqa": 100, "ruler": 100}
+ROWS = {"nq": 6, "triviaqa": 6, "popqa": 6, "hotpotqa": 3, "msmarco_rerank_psg": 3}
 # LongBench-v2: questions, and the most that is read of one (tokens).
 QUESTIONS, QUESTION_TOKENS = 503, 120_000
 HELMET, CHATS, LONGBENCH = pathlib.Path("helmet"), pathlib.Path("chats.jsonl"), pathlib.Path("data.json")
@@ -111,6 +114,17 @@ def _scored(model: pathlib.Path, tasks: tuple[str, ...], options) -> dict[str, f
           for length, result in lengths.items() if result.value is not None}
 
 
+def prompts() -> list[int]:
+  """Of each data set of RULER and HELMET that `measure` runs at a length, how many prompts are read.
+
+  RULER is there twice: by NVIDIA's package, with prompts made for the model's own tokenizer, and with the prompts that
+  HELMET's data has, as a part of its mean.
+  """
+  from policylong.evaluation import helmet, ruler
+  return ([ruler.PROTOCOLS["helmet"]] * len(ruler.TASKS) +
+          [HELMET_QUESTIONS[category] * ROWS.get(name, 1) for category, name in helmet.data_sets("helmet")])
+
+
 def cost(method: str, slice_: str, found: dict) -> dict:
   """Hours of a cell on a slice: {"screen", "train", "tune", "measure"}, and its devices.
 
@@ -131,7 +145,7 @@ def cost(method: str, slice_: str, found: dict) -> dict:
   tuning = sft.get_config("paper")
   tuned = tuning.training.steps * tuning.training.batch_size * tuning.data.sequence_length
   model = model_shape(config.model.path)
-  read = sum((RULER_SETS + HELMET_SETS) * PROMPTS * score_flops(model, 1, length, 1) for length in LENGTHS)
+  read = sum(sum(prompts()) * score_flops(model, 1, length, 1) for length in LENGTHS)
   read += QUESTIONS * score_flops(model, 1, QUESTION_TOKENS, 1)
   step = train["estimated_step_seconds"] / 3600
   return {"screen": run.scan + run.verify, "train": run.train, "tune": tuned / train["tokens"] * step,
@@ -155,16 +169,18 @@ def plan(found: dict, prices: dict[str, float]) -> str:
 
 def table(measured: dict[str, dict[str, float]]) -> str:
   """A row a benchmark and length; of each method what is published and what was measured, where there is something."""
+  from policylong.evaluation import helmet
   names = [name for name, _ in cells()]
   heads = ["benchmark", "base, published", *(head for name in names for head in (
       f"{name}, published ({PUBLISHED[name][0]})", f"{name}, measured"))]
   rows = []
   for task in rows_of_table():
-    cells_ = [f"{BASE[task]:.1f}" if task in BASE else ""]
+    not_judged = helmet.protocol(task.rpartition("/")[0]).removeprefix("HELMET") if helmet.claims(task) else ""
+    cells_ = [f"{BASE[task]:.1f}" + (" (judged)" if not_judged else "") if task in BASE else ""]
     for name in names:
       value = measured.get(name, {}).get(task)
       cells_ += [PUBLISHED[name][1].get(task, ""), "" if value is None else f"{value:.2f}"]
-    rows.append((task, *cells_))
+    rows.append((task + not_judged, *cells_))
   return markdown_table(heads, rows)
 
 
@@ -189,7 +205,7 @@ def outcomes(workdir: pathlib.Path | None) -> dict[str, dict[str, float]]:
 
 def page(workdir: pathlib.Path | None, prices: dict[str, float]) -> str:
   """The whole page."""
-  found = json.loads((TABLE.parent / "pods.json").read_text())
+  found, asked = json.loads((TABLE.parent / "pods.json").read_text()), prompts()
   priced = ", ".join(f"{chip} {price:g}" for chip, price in prices.items())
   costs = (f"Cost at so much for an hour of a device: {priced}." if priced else
            "Nothing is known here of prices: `--price=v5p=4.2` and so on fill the cost.")
@@ -200,9 +216,10 @@ Written by `python -m experiments.paper`. Qwen2.5-3B from 32K to 128K, 4.0 billi
 ## What it takes
 
 Estimates, by arithmetic on the programs of [pods.md](pods.md): training and screening with the configs'
-`screening.budget`; fine-tuning of 250 steps at the training's tokens a second; {RULER_SETS + HELMET_SETS} data sets of
-{PROMPTS} prompts at five lengths and {QUESTIONS} questions, read at the training's FLOPs a second (what is written is
-not counted). {costs}
+`screening.budget`; fine-tuning of 250 steps at the training's tokens a second; the {len(asked)} data sets of RULER and
+HELMET, {sum(asked):,} prompts at each of five lengths, and LongBench-v2's {QUESTIONS} questions, read at the training's
+FLOPs a second (what is written is not counted). The prompts are counted by HELMET's settings: 100 questions a data set,
+500 of ICL, those of RAG and re-ranking with the passage that answers them at 6 or 3 places. {costs}
 
 {plan(found, prices)}
 
@@ -213,6 +230,10 @@ or not published as far as is known here. PolicyLong's abstract gives its margin
 on all three; EntropyLong's paper has itself and NExtLong from Llama-3-8B, which is no comparison with Qwen2.5-3B.
 
 {table(outcomes(workdir))}
+
+HELMET as released has GPT-4 judge the answers to NarrativeQA, one of LongQA's three data sets. No judge is asked here:
+ROUGE-L counts them. So LongQA and HELMET's mean as measured are no comparison with published numbers, which were
+judged, as the base model's {BASE["helmet/longqa/131072"]:.1f} was; between the measured methods they are one.
 """
 
 

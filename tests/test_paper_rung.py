@@ -9,6 +9,7 @@ import pytest
 from experiments import paper
 from experiments.cells import read_grid
 from policylong.errors import UserError
+from policylong.evaluation import helmet, ruler
 from policylong.storage.workdir import write_json
 from tests.test_resume import REPOSITORY
 
@@ -54,9 +55,27 @@ def test_prompts_are_read_at_the_trainings_rate():
   # the embedding, 36 layers of 16 heads of 128.
   def flops(length):
     return 2 * 2.77e9 * length + 36 * 2 * length ** 2 * 16 * 128
-  wanted = 3000 * sum(flops(2 ** power) for power in range(13, 18)) + 503 * flops(120_000)
+  # A length: NVIDIA's RULER 13 x 100; HELMET's recall 4 x 100, RAG 100 questions of 3 data sets at 6 places and of
+  # HotpotQA at 3, ICL 5 x 500, re-ranking 100 at 3, LongQA 3 x 100, RULER 13 x 100.
+  prompts = 1300 + 400 + 100 * (6 + 6 + 3 + 6) + 2500 + 300 + 300 + 1300
+  wanted = prompts * sum(flops(2 ** power) for power in range(13, 18)) + 503 * flops(120_000)
   seconds = wanted / train["model_flops"] * train["estimated_step_seconds"]
   assert paper.cost("nextlong", "v5p:4x4x4", FOUND)["measure"] == pytest.approx(seconds / 3600, rel=0.01)
+
+
+def test_the_prompts_are_those_of_what_measure_runs(monkeypatch):
+  asked = []
+  monkeypatch.setattr(paper, "_scored", lambda model, tasks, options: asked.append((tasks, options)) or {})
+  monkeypatch.setattr("policylong.sft.tuning.run", lambda config, workdir: None)
+  paper.measure(pathlib.Path("runs/policylong-seed0"))
+  (tasks, options), (others, _) = asked
+  assert (options.lengths, options.samples, others) == (paper.LENGTHS, None, ("longbench2",))
+  sets = {name: 100 for task in tasks if ruler.claims(task) for name in ruler.TASKS}
+  sets |= {key: 500 if key[0] == "icl" else 100 for task in tasks if helmet.claims(task)
+           for key in helmet.data_sets(task)}
+  # Questions; of 5 data sets a question is there 6 or 3 times.
+  assert len(paper.prompts()) == len(sets) == 43
+  assert sum(paper.prompts()) == sum(sets.values()) + 100 * (3 * 5 + 2 * 2)
 
 
 def test_a_price_makes_a_cost():
@@ -68,7 +87,8 @@ def test_a_price_makes_a_cost():
 
 
 def test_the_table_has_what_is_published_and_what_is_measured(tmp_path):
-  numbers = {f"ruler/{length}": 80.0 + i for i, length in enumerate(paper.LENGTHS)} | {"longbench2": 30.0}
+  numbers = {f"ruler/{length}": 80.0 + i for i, length in enumerate(paper.LENGTHS)}
+  numbers |= {"longbench2": 30.0, "helmet/longqa/131072": 21.0, "helmet/8192": 33.0}
   write_json(tmp_path / "outcomes" / "policylong-seed0.json", {"numbers": numbers, "config": {}})
   write_json(tmp_path / "outcomes" / "nextlong-seed0.json", {"error": "it failed", "config": {}})
   rows = {line.split("|")[1].strip(): [part.strip() for part in line.split("|")[2:-1]]
@@ -76,6 +96,10 @@ def test_the_table_has_what_is_published_and_what_is_measured(tmp_path):
   assert rows["ruler/131072"] == ["", "+2.54", "84.00", "81.26", "", "77.99", ""]
   assert rows["ruler"] == ["", "", "82.00", "87.37", "", "85.22", ""]  # the mean over the five lengths
   assert rows["helmet/recall/131072"] == ["7.5", "", "", "", "", "", ""]
+  # What GPT-4 has judged stands beside what ROUGE-L counts, and both say so.
+  plain = ", NarrativeQA by ROUGE-L, not judged"
+  assert rows[f"helmet/longqa/131072{plain}"] == ["20.5 (judged)", "", "21.00", "", "", "", ""]
+  assert rows[f"helmet/8192{plain}"][2] == "33.00" and "helmet/ruler/8192" not in rows
   assert rows["longbench2"] == ["", "", "30.00", "", "", "", ""]
   assert len(rows) == 2 + 5 + 1 + 6 * 5 + 6
 

@@ -85,6 +85,21 @@ def run(policy, tasks: Sequence[str], options: Options, directory: epath.Path) -
   return results
 
 
+def data_sets(task: str) -> list[tuple[str, str]]:
+  """(category, part of the data set's name) of all that a task runs at one length.
+
+  Raises:
+    UserError: a category does not exist.
+  """
+  return [(category, name) for category in _categories_of(task) for name in dict(_CATEGORIES[category])]
+
+
+def protocol(task: str) -> str:
+  """What a task's number is, and what of it is not judged as HELMET has it."""
+  plain = [_NOT_JUDGED[category] for category in _categories_of(task) if category in _NOT_JUDGED]
+  return ", ".join(["HELMET", *(f"{name} by ROUGE-L, not judged" for name in plain)])
+
+
 def _categories_of(task: str) -> Sequence[str]:
   _, _, category = task.partition("/")
   if not category:
@@ -161,10 +176,9 @@ def _category(checkout: Checkout, category: str, rows: Sequence[dict[str, str]],
   for _, data in outcomes.values():
     samples += len(data)
     truncated += sum(bool(sample.get("truncated")) for sample in data)
-  not_judged = _NOT_JUDGED.get(category)
   return Result(metric="mean over data sets, %" if len(values) > 1 else f"{_CATEGORIES[category][0][1]}, %",
                 value=float(np.mean(values)), samples=samples, truncated=truncated,
-                protocol="HELMET" + (f", {not_judged} by ROUGE-L, not judged" if not_judged else ""))
+                protocol=protocol(f"helmet/{category}"))
 
 
 def _averages(results: dict[str, dict[str, Result]]) -> dict[str, Result]:
@@ -175,4 +189,4 @@ def _averages(results: dict[str, dict[str, Result]]) -> dict[str, Result]:
                          value=float(np.mean([part[length].value for part in parts])),
                          samples=sum(part[length].samples for part in parts),
                          truncated=sum(part[length].truncated for part in parts),
-                         protocol="HELMET, NarrativeQA by ROUGE-L, not judged") for length in shared}
+                         protocol=protocol("helmet")) for length in shared}

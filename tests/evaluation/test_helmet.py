@@ -12,6 +12,7 @@ import sys
 import pytest
 import yaml
 
+from policylong.evaluation import helmet
 from tests.evaluation.command import evaluated, refused
 from tests.evaluation.stand_in import END, StandIn
 
@@ -95,6 +96,10 @@ def test_categories_and_the_papers_avg_are_those_known_by_hand(tmp_path, monkeyp
   # 38 data sets, at two lengths; greedy, without a chat template, and the newline stop as released: never
   assert {each[1:] for each in policy.written} == {(50, (), 0.0)} and len(policy.written) == 2 * 39
   assert not any("[user]" in policy.tokenizer.decode(each[0]) for each in policy.written)
+  averaged = [name for name in DATA if name != "summ"]
+  assert len(helmet.data_sets("helmet")) == sum(len(DATA[name]) for name in averaged)
+  assert helmet.data_sets("helmet/summ") == [("summ", "infbench_sum"), ("summ", "multi_lexsum")]
+  assert [len(helmet.data_sets("helmet/cite")), helmet.protocol("helmet/cite")] == [2, "HELMET"]
   # The checkout is as it was, and so is this process.
   assert files(checkout) == before and not {"eval", "data", "model_utils", "arguments"} & (set(sys.modules) - modules)
   assert sys.path == path and sys.argv[0] == "evaluate" and arguments
