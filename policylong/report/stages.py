@@ -20,17 +20,24 @@ class Stage:
   detail: str = ""
 
 
-def stage(run: Run, workdir: Workdir, since: float | None) -> Stage | None:
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """Those who work on a run now: how many processes, and when the first began, in seconds since 1970."""
+  processes: int
+  since: float
+
+
+def stage(run: Run, workdir: Workdir, start: Start | None) -> Stage | None:
   """The stage that is not over yet; None when the run is done.
 
   Args:
     run: of the loop, or a fine-tuning.
     workdir: where it lies.
-    since: when the processes that work on it began, in seconds since 1970; None where none does.
+    start: who works on it; None where nobody does.
   """
   if workdir.final_json.exists():
     return None
-  return _tuning(run, workdir) if "data" in run.config else _loop(run, workdir, since)
+  return _tuning(run, workdir) if "data" in run.config else _loop(run, workdir, start)
 
 
 def checkpoints(workdir: Workdir) -> list[int]:
@@ -50,7 +57,7 @@ def total_steps(run: Run, workdir: Workdir) -> int | None:
     return None
 
 
-def _loop(run: Run, workdir: Workdir, since: float | None) -> Stage:
+def _loop(run: Run, workdir: Workdir, start: Start | None) -> Stage:
   if not workdir.corpus_json.exists():
     return Stage("reading the corpus")
   rounds, steps = run.setting("rounds", 0), run.setting("training.steps_per_round", 0)
@@ -63,7 +70,7 @@ def _loop(run: Run, workdir: Workdir, since: float | None) -> Stage:
       for ahead in range(index, min(index + run.setting("max_staleness", 0), rounds) + 1):
         round_ = workdir.round(ahead)
         if not round_.screened_path.exists():
-          return _before_training(run, workdir, round_, f"round {of(ahead, rounds)}", since)
+          return _before_training(run, workdir, round_, f"round {of(ahead, rounds)}", start)
       step = sum(row["step"] > (index - 1) * steps for row in run.metrics)
       return Stage(f"{name}, training", f"step {of(min(step, steps), steps)}")
     if unfinished := _evaluation(run, workdir.round(index), f"the policy after {name}"):
@@ -78,7 +85,7 @@ def _evaluation(run: Run, round_: Round, policy: str) -> Stage | None:
   return Stage(f"evaluation of {policy}", f"{plural(sum(map(len, found)), 'result')} so far")
 
 
-def _before_training(run: Run, workdir: Workdir, round_: Round, name: str, since: float | None) -> Stage:
+def _before_training(run: Run, workdir: Workdir, round_: Round, name: str, start: Start | None) -> Stage:
   """What comes between two trainings: re-verification, the shards of screening, negatives, synthesis, the gap."""
   if run.screened and not round_.table("negatives").exists():
     if not round_.judged_path.exists():
@@ -86,7 +93,7 @@ def _before_training(run: Run, workdir: Workdir, round_: Round, name: str, since
       if not scanned and not round_.table("offpolicy").exists() and _has_learnt(run, workdir, round_.index):
         return Stage(f"{name}, re-verification of what round {round_.index - 1} accepted")
       shards = math.ceil(run.setting("screening.roots_per_round", 0) / run.setting("screening.roots_per_shard", 1))
-      left = _time_left(verified, shards, since)
+      left = _time_left(scanned + retrieved, verified, shards, start) if start else ""
       return Stage(f"{name}, screening", f"of at most {plural(shards, 'shard')} of roots {len(scanned)} scanned, "
                    f"{len(retrieved)} retrieved for, {len(verified)} verified" + (f"; {left} left" if left else ""))
     return Stage(f"{name}, hard negatives")
@@ -103,18 +110,20 @@ def _has_learnt(run: Run, workdir: Workdir, index: int) -> bool:
   return bool(before) and before[0] != max(checkpoints(workdir), default=0)
 
 
-def _time_left(finished: list, total: int, since: float | None) -> str:
-  """By what the processes that work now have finished; "" while that is nothing."""
-  if since is None:
+def _time_left(before: list, verified: list, total: int, start: Start) -> str:
+  """By the time from the first shard of the round to the newest that this start has finished; "" without one between.
+
+  Before the first, a start loads, and reads the corpus and all rounds before. Several processes verify a shard each at
+  the same time: where a start begins with these, they only say when the next ones began.
+  """
+  try:
+    others, times = (sorted(time for path in paths if (time := path.stat().mtime) > start.since)
+                     for paths in (before, verified))
+  except OSError:  # the round has just ended, and its shards are gone
     return ""
-  times = []
-  for path in finished:
-    try:
-      times.append(path.stat().mtime)
-    except OSError:  # the round has just ended, and its shards are gone
-      return ""
-  times = [time for time in times if time > since]
-  return duration((total - len(finished)) * (max(times) - since) / len(times)) if times else ""
+  if not others or (times and times[0] <= others[0]):
+    others, times = times[:start.processes][-1:], times[start.processes:]
+  return duration((total - len(verified)) * (times[-1] - others[0]) / len(times)) if times else ""
 
 
 def _tuning(run: Run, workdir: Workdir) -> Stage:

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Iterator
 
 from policylong.errors import Damaged
-from policylong.report.stages import checkpoints, stage, total_steps
+from policylong.report.stages import Start, checkpoints, stage, total_steps
 from policylong.report.tables import Run
 from policylong.report.words import count, decimal, duration, of, plural, share
 from policylong.storage import progress
@@ -79,8 +79,8 @@ def _which(told: Told) -> str:
 
 
 def _facts(run: Run, workdir: Workdir, told: list[Told], now: float) -> Iterator[tuple[str, str]]:
-  since = min((each.started for each in told), default=None)
-  if found := stage(run, workdir, since):
+  start = Start(len(told), min(each.started for each in told)) if told else None
+  if found := stage(run, workdir, start):
     yield "stage", found.name + (f": {found.detail}" if found.detail else "")
   working = [each for each in told if each.work]
   if working:

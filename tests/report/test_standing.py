@@ -202,15 +202,43 @@ def test_what_is_being_done_with_its_rate_and_the_time_left(tmp_path, work, sent
   assert "now" not in dict(stands(tmp_path).facts)  # nothing is being done any more
 
 
-def test_the_time_that_screening_takes_is_that_of_the_shards_of_this_start(tmp_path):
-  put(tmp_path, "config.json", loop_config(eval={"tasks": []}))
+# The times at which shards of each kind were written, and what 10 of them say at 100,000 seconds of a command that
+# began at 64,000, ten hours ago.
+@pytest.mark.parametrize(("processes", "scanned", "verified", "left"), [
+    (1, [], [99_700, 100_000], "40 minutes"),  # the first one only says when the second began
+    (1, [99_400, 99_700, 99_990], [99_700, 100_000], "40 minutes"),  # 5 minutes each from the first scan on
+    (1, [99_000], [], ""), (1, [], [99_700], ""), (1, [], [], ""),
+    (1, [99_700], [100_000], "45 minutes"),
+    # Before a kill there were three at 60 seconds each; scans ran ahead.
+    (1, [50_000, 50_060, 50_120, 50_180], [50_060, 50_120, 50_180], ""),
+    (1, [50_000, 50_060, 50_120, 50_180, 64_900], [50_060, 50_120, 50_180, 65_200, 65_500], "25 minutes"),
+    (1, [50_000, 50_060, 50_120, 50_180, 65_000], [50_060, 50_120, 50_180, 64_900, 65_200, 65_500], "20 minutes"),
+    # Four processes verify four shards at about the same time, in 10 minutes.
+    (4, [], [99_400, 99_401, 99_402, 99_403], ""),
+    (4, [], [99_399, 99_400, 99_400, 99_400, 99_997, 99_998, 99_999, 100_000], "5 minutes"),
+    (4, [98_800] * 4 + [99_390] * 4, [99_399, 99_400, 99_400, 99_400], "15 minutes")])
+def test_the_time_that_screening_takes_is_that_of_the_rounds_own_shards(tmp_path, processes, scanned, verified, left):
+  config = loop_config(eval={"tasks": []})
+  config["screening"] |= {"roots_per_round": 100, "roots_per_shard": 10}
+  put(tmp_path, "config.json", config)
   put(tmp_path, "corpus.json")
-  for shard, written in ((0, 5000), (1, 9700)):  # one before a kill, one in the 700 seconds since
-    put(tmp_path, f"rounds/1/shards/verify-{shard:05d}.parquet")
-    os.utime(tmp_path / f"rounds/1/shards/verify-{shard:05d}.parquet", (written, written))
-  assert stage(tmp_path).endswith("2 verified")
-  told(tmp_path, started=9000.0)
-  assert stage(tmp_path).endswith("2 verified; 12 minutes left")
+  put(tmp_path, "rounds/1/DONE.json", {"policy_step": 0})
+  put(tmp_path, f"checkpoints/{STEPS}/meta")
+  put(tmp_path, "rounds/2/offpolicy.parquet")
+  for kind, times in (("scan", scanned), ("verify", verified)):
+    for shard, written in enumerate(times):
+      put(tmp_path, f"rounds/2/shards/{kind}-{shard:05d}.parquet")
+      os.utime(tmp_path / f"rounds/2/shards/{kind}-{shard:05d}.parquet", (written, written))
+  if verified:
+    assert stage(tmp_path).endswith(f"{len(verified)} verified")  # nobody works on it
+  for process in range(processes):
+    told(tmp_path, process, processes, now=100_000.0, started=64_000.0 + process)
+  sentence = dict(stands(tmp_path, 100_000.0).facts)["stage"]
+  if verified or scanned:
+    assert sentence.startswith("round 2 of 2, screening: ")
+    assert sentence.endswith(f" {len(verified)} verified" + (f"; {left} left" if left else ""))
+  else:
+    assert "left" not in sentence
 
 
 def test_the_last_numbers_of_training(tmp_path):
