@@ -74,7 +74,7 @@ def page(found: dict) -> str:
                           "h | together h | screening | embedding h |", "|" + "---|" * 9, *runs])
   left = f"\n\nNot compiled yet: {', '.join(missing)}.\n" if missing else ""
   for name, value in {"programs": table + left, "hours": hour_table, "index": index_table(), "anchors": hours.ANCHORS,
-                      "chunks": f"{CHUNKS:,}", "chunk_tokens": CHUNK_TOKENS}.items():
+                      "positives": hours.POSITIVES, "chunks": f"{CHUNKS:,}", "chunk_tokens": CHUNK_TOKENS}.items():
     text = text.replace("{{" + name + "}}", str(value))
   return text
 

@@ -44,7 +44,9 @@ def test_hours_are_those_of_the_page_of_pods(slice_):
   parts = paper.cost("policylong", slice_, FOUND)
   assert (f"{parts['train']:.1f}", f"{parts['screen'] + parts['train']:.1f}") == (row[4].strip(), row[7].strip())
   others = {method: paper.cost(method, slice_, FOUND) for method in ("entropylong", "nextlong")}
-  assert others["nextlong"] == parts | {"screen": 0} and others["entropylong"] == parts
+  assert others["nextlong"] == parts | {"screen": 0}
+  # The budget is the same; without negatives more roots are scanned within it, at the rate of scans.
+  assert others["entropylong"] == parts | {"screen": pytest.approx(parts["screen"], rel=1e-3)}
   # 0.52 of 3.99 billion tokens.
   assert parts["tune"] == pytest.approx(parts["train"] * 250 * 2 ** 21 / (952 * 2 ** 22))
 
