@@ -7,6 +7,7 @@ import contextlib
 import functools
 import logging
 import os
+import time
 from typing import Any
 
 import jax
@@ -70,7 +71,8 @@ def _open_board(workdir: Workdir, **options) -> Any:
   except UserError as error:
     _say_once(f"{error}; this run goes on with metrics.jsonl alone")
     return None
-  return tensorboard.SummaryWriter(os.fspath(workdir.tensorboard), **options)
+  # Its files are named by the second, and of two with one name the later one would be all that is left.
+  return tensorboard.SummaryWriter(os.fspath(workdir.tensorboard), filename_suffix=f".{time.time_ns()}", **options)
 
 
 @functools.cache
