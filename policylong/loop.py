@@ -241,7 +241,6 @@ class _Stages:
       summary |= {"long_gap": found, "epochs": self.read / found["kept"]} if found else {}
     if hosts.is_first():
       write_json(round_.screened_path, summary)
-      write_scalars(self.workdir, summary["policy_step"], scalars.of_round(summary))
       log_summary(summary)
     hosts.barrier("screened")
     self.write_report()
@@ -325,6 +324,9 @@ class _Stages:
     with hosts.first_before_others("sequences"):
       if hosts.is_first():
         manifest.check(folder)
+        # Now, and not when it was screened: of the rounds that one policy screened each has a step of its own.
+        if (step := int(state.step)) == self.trainer.start_step(round_.index):
+          write_scalars(self.workdir, step, scalars.of_round(counts))
     state = self.trainer.train_round(state, round_.index, sequence_paths(folder), counts["mean_attended_tokens"])
     if hosts.is_first():
       for path in round_.tables():  # DONE.json will vouch for them

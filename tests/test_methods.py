@@ -12,6 +12,7 @@ from policylong import config as config_lib
 from policylong import loop
 from policylong.errors import UserError
 from policylong.synthesis.storage import read_tokens, sequence_paths
+from tests.event_files import points
 from tests.small_run import make_small_run, small_config
 from tests.test_resume import run_main
 
@@ -90,6 +91,13 @@ def test_with_a_staleness_of_one_a_round_is_screened_by_the_policy_before_the_la
     for table in ("roots", "verdicts", "sequences"):
       rows = pq.read_table(stale / "rounds" / str(r) / f"{table}.parquet")
       assert set(rows.column("policy_step").to_pylist()) == {step}, table
+
+
+def test_of_rounds_that_one_policy_screened_each_is_a_point_of_its_own_on_tensorboard(stale):
+  found = points(stale / "tensorboard")
+  done = [json.loads((stale / "rounds" / f"{r}" / "DONE.json").read_text()) for r in (1, 2, 3)]
+  for name in ("policy_step", "roots", "positives", "epsilon"):
+    assert found[f"round/{name}"] == [(4 * r, pytest.approx(one[name])) for r, one in enumerate(done)], name
 
 
 def test_with_a_staleness_of_two_rounds_the_base_model_screens_all_three_and_the_first_two_are_the_same(

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-_ROUND = ("roots", "anchors_per_root", "epsilon", "positives", "roots_with_positives", "negatives", "mean_gain",
-          "sequences", "epochs")
+_ROUND = ("policy_step", "roots", "anchors_per_root", "epsilon", "positives", "roots_with_positives", "negatives",
+          "mean_gain", "sequences", "epochs")
 
 
 def of_step(line: Mapping[str, Any]) -> dict[str, float]:
@@ -13,7 +13,10 @@ def of_step(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 def of_round(summary: Mapping[str, Any]) -> dict[str, float]:
-  """Of a round's screening and synthesis, from screened.json; what the round's method does not have is left out."""
+  """Of a round's screening and synthesis, from screened.json; what the round's method does not have is left out.
+
+  They are shown at the step after which training on the round begins; `policy_step` is that of who screened it.
+  """
   values = {name: summary.get(name) for name in _ROUND}
   for group, counts in (summary.get("acceptance") or {}).items():
     values[f"accepted_{group}"] = counts.get("rate")

@@ -51,7 +51,7 @@ def opened(config: Config | FineTuning, workdir: Workdir) -> Iterator[None]:
 
 
 def log(step: int, values: Mapping[str, float]) -> None:
-  """Numbers of the policy after `step`, of names with one prefix; what W&B has already is left out."""
+  """Numbers that belong to `step`, of names with one prefix; what W&B has already is left out."""
   if _run is None or not values:
     return
   group = next(iter(values)).partition("/")[0]
@@ -84,15 +84,16 @@ def _start(config: Config | FineTuning, workdir: Workdir):
 
 def _held(workdir: Workdir) -> Iterator[tuple[int, dict[str, float]]]:
   """(step, numbers) of all that was logged before this start, as the working directory has it."""
+  begun: dict[int, int] = {}  # the step after which the training of a round began; that of others still comes
   if workdir.metrics.exists():
     for _, values in lines.read(workdir.metrics)[0]:
       if "step" in values:
+        begun.setdefault(values.get("round", 0), values["step"] - 1)
         yield values["step"], scalars.of_step(values)
   for folder in listed(workdir.directory / "rounds"):
     round_ = workdir.round(int(folder.name))
-    if round_.screened_path.exists():
-      summary = read_json(round_.screened_path)
-      yield summary["policy_step"], scalars.of_round(summary)
+    if round_.index in begun and round_.screened_path.exists():
+      yield begun[round_.index], scalars.of_round(read_json(round_.screened_path))
     if (round_.evaluation / "DONE.json").exists():
       yield (read_json(round_.evaluation / "DONE.json")["policy_step"],
              scalars.of_evaluation(read_json(round_.evaluation / "results.json")))

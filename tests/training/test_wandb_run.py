@@ -13,7 +13,7 @@ from tiny_training import whole_config
 
 from policylong.errors import UserError
 from policylong.storage.workdir import Workdir, write_json
-from policylong.training import wandb_run
+from policylong.training import scalars, wandb_run
 from policylong.training.metrics import MetricsLog, write_scalars
 
 wandb = pytest.importorskip("wandb")
@@ -110,30 +110,36 @@ def test_a_run_that_was_killed_and_went_on_from_an_older_checkpoint_has_each_ste
   assert config["seed"] == 3 and config["training"]["clip_norm"] == 1.0
 
 
-def test_rounds_and_evaluations_are_there_with_the_step_of_their_policy_also_those_of_an_earlier_start(tmp_path):
+def test_rounds_have_the_step_of_their_training_and_evaluations_that_of_their_policy_also_after_another_start(tmp_path):
+  """Three rounds that one policy screened, of which the last is not trained on yet."""
   workdir = Workdir(tmp_path)
   result = {"metric": "nats", "value": 3.25, "samples": 4, "truncated": 0, "protocol": "p"}
-  summary = {"policy_step": 0, "roots": 8, "epsilon": 0.5, "offpolicy": None, "acceptance": {
+  summaries = [{"policy_step": 0, "roots": roots, "offpolicy": None, "acceptance": {
       "own": {"pairs": 80, "accepted": 20, "rate": 0.25}, "control": {"pairs": 40, "accepted": 1, "rate": 0.025}}}
-  write_json(workdir.round(0).evaluation / "results.json", {"position_loss": {"64": result}})
-  write_json(workdir.round(0).evaluation / "DONE.json", {"policy_step": 0, "round": 0})
-  write_json(workdir.round(1).screened_path, summary)
+               for roots in (8, 9, 10)]
+  for index, summary in enumerate(summaries, start=1):
+    write_json(workdir.round(index).screened_path, summary)
   with wandb_run.opened(whole_config(wandb_project="tests"), workdir):
+    write_scalars(workdir, 0, scalars.of_round(summaries[0]))
     with MetricsLog(workdir, 0) as log:
       log.write({"round": 1, "step": 1, "loss": 2.0})
       log.write({"round": 1, "step": 2, "loss": 1.0})
-    write_scalars(workdir, 2, {"evaluation/position_loss/64": 3.0})
-    write_scalars(workdir, 2, {"round/roots": 9})
+    write_json(workdir.round(1).evaluation / "results.json", {"position_loss": {"64": result}})
+    write_scalars(workdir, 2, scalars.of_evaluation({"position_loss": {"64": result}}))
+    write_json(workdir.round(1).evaluation / "DONE.json", {"policy_step": 2, "round": 1})
+    write_scalars(workdir, 2, scalars.of_round(summaries[1]))
     with MetricsLog(workdir, 2) as log:
       log.write({"round": 2, "step": 3, "loss": 0.5})
-  _, history = newest(tmp_path)
-  assert history == [
-      (0, {"evaluation/position_loss/64": 3.25, "evaluation/step": 0, "round/roots": 8, "round/epsilon": 0.5,
-           "round/accepted_own": 0.25, "round/accepted_control": 0.025, "round/step": 0}),
-      (1, {"training/round": 1, "training/loss": 2.0}),
-      (2, {"training/round": 1, "training/loss": 1.0, "evaluation/position_loss/64": 3.0, "evaluation/step": 2,
-           "round/roots": 9, "round/step": 2}),
-      (3, {"training/round": 2, "training/loss": 0.5})]
+  first, second = ({"round/policy_step": 0, "round/roots": roots, "round/accepted_own": 0.25,
+                    "round/accepted_control": 0.025, "round/step": step} for roots, step in ((8, 0), (9, 2)))
+  wanted = [(0, first), (1, {"training/round": 1, "training/loss": 2.0}),
+            (2, {"training/round": 1, "training/loss": 1.0, "evaluation/position_loss/64": 3.25, "evaluation/step": 2,
+                 **second}),
+            (3, {"training/round": 2, "training/loss": 0.5})]
+  assert newest(tmp_path)[1] == wanted
+  with wandb_run.opened(whole_config(wandb_project="tests"), workdir):
+    pass
+  assert newest(tmp_path)[1] == wanted
 
 
 class OnTheServer:
