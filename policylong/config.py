@@ -26,6 +26,8 @@ class ConfigError(UserError):
 
 # The largest seed: JAX takes 64 bits with a sign.
 _LARGEST_SEED = 2**63 - 1
+# The largest float32 below 1: AdamW divides by 1 less what it keeps of a mean.
+_BELOW_ONE = 1 - 2**-24
 # Kinds of sources that hold documents, and those that can hold token sequences.
 DOCUMENT_KINDS = ("jsonl", "parquet", "text", "mds", "tfds", "hub")
 SEQUENCE_KINDS = ("parquet", "mds", "array_record")
@@ -59,10 +61,10 @@ class Model:
 
   def __post_init__(self):
     _one_of("model.scoring_dtype", self.scoring_dtype, ("float32", "bfloat16"))
-    for name in ("rope_theta", "yarn_factor"):
-      value = getattr(self, name)
-      if value is not None:
-        _at_least(f"model.{name}", value, 1)
+    if self.rope_theta is not None:
+      _above("model.rope_theta", self.rope_theta, 1)  # with a base of 1 every pair turns alike
+    if self.yarn_factor is not None:
+      _at_least("model.yarn_factor", self.yarn_factor, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +115,7 @@ class Retrieval:
     if self.leaves is not None:
       _at_least("retrieval.leaves", self.leaves, 1)
     _between("retrieval.target_recall", self.target_recall, 0.5, 1.0)
-    if not (self.piece_gib > 0 and math.isfinite(self.piece_gib)):
-      raise ConfigError(f"retrieval.piece_gib is {self.piece_gib}; it must be above 0")
+    _above("retrieval.piece_gib", self.piece_gib, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +161,8 @@ class Screening:
                         f"{self.epsilon_from_control}: set exactly one of them, the other to None")
     if self.epsilon is not None:
       _between("screening.epsilon", self.epsilon, 0.0, 1.0)
+      if self.epsilon == 1.0:
+        raise ConfigError("screening.epsilon is 1.0; it must be below 1: no context takes more than all of the entropy")
     if self.epsilon_from_control is not None:
       _between("screening.epsilon_from_control", self.epsilon_from_control, 0.0, 1.0)
       if not self.control_chunks:
@@ -259,11 +262,10 @@ class Recipe:
     _one_of("training.context_attention", self.context_attention, ("gather", "ring"))
     _between("training.warmup_fraction", self.warmup_fraction, 0.0, 1.0)
     for name in ("adam_b1", "adam_b2"):
-      _between(f"training.{name}", getattr(self, name), 0.0, 1.0)
+      _between(f"training.{name}", getattr(self, name), 0.0, _BELOW_ONE)
     _at_least("training.weight_decay", self.weight_decay, 0.0)
     for name in ("peak_learning_rate", "clip_norm"):
-      if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
-        raise ConfigError(f"training.{name} is {getattr(self, name)}; it must be above 0")
+      _above(f"training.{name}", getattr(self, name), 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,8 +336,8 @@ class Tuning(Recipe):
                         "them, the other to None")
     if self.steps is not None:
       _at_least("training.steps", self.steps, 1)
-    elif not (self.epochs > 0 and math.isfinite(self.epochs)):
-      raise ConfigError(f"training.epochs is {self.epochs}; it must be above 0")
+    else:
+      _above("training.epochs", self.epochs, 0)
     super().__post_init__()
 
   def as_training(self, sequences: int) -> Training:
@@ -578,8 +580,13 @@ def _convert(hint, value, name):
 
 
 def _at_least(name, value, low):
-  if not value >= low:
-    raise ConfigError(f"{name} is {value}; it must be at least {low}")
+  if not low <= value < math.inf:
+    raise ConfigError(f"{name} is {value}; it must be {'finite' if value == math.inf else f'at least {low}'}")
+
+
+def _above(name, value, low):
+  if not low < value < math.inf:
+    raise ConfigError(f"{name} is {value}; it must be {'finite' if value == math.inf else f'above {low}'}")
 
 
 def _between(name, value, low, high):

@@ -44,6 +44,20 @@ def test_norms_and_biases_do_not_decay_and_everything_else_does(family):
   assert kept == {"attention_norm", "mlp_norm", "final_norm"} | extra
 
 
+@pytest.mark.parametrize(("b1", "b2"), [(0.0, 0.0), (1 - 2**-24, 0.95), (0.9, 1 - 2**-24)])
+def test_adamw_is_defined_up_to_the_bounds_of_the_config_and_not_beyond(b1, b2):
+  training_config(adam_b1=b1, adam_b2=b2)
+
+  def first(b1, b2):
+    grads = np.array([0.5, -2.0], np.float32)
+    optimizer = optax.adamw(1e-2, b1=b1, b2=b2, weight_decay=0.0)
+    return np.asarray(optimizer.update(grads, optimizer.init(grads), grads)[0])
+
+  np.testing.assert_allclose(first(b1, b2), [-1e-2, 1e-2], rtol=1e-3)  # by the sign of the gradient
+  # 1 - 2^-26 is 1 in float32: NaN, or a division by zero that leaves every weight where it is
+  assert np.isnan(first(1.0, b2)).all() and not np.nan_to_num(first(b1, 1 - 2**-26)).any()
+
+
 def test_three_updates_equal_adamw_written_out_in_float64():
   training = training_config(steps_per_round=6, peak_learning_rate=0.02, weight_decay=0.1, clip_norm=1.0)
   optimizer = make_optimizer(training, 1, TINY)
