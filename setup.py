@@ -58,6 +58,7 @@ setup(
         "tokenizers>=0.22.1",
         "tqdm>=4.66.3",
         "transformers>=5",
+        "zstandard>=0.23",  # Arrow's decoder refuses windows above 128 MB
     ],
     extras_require={
         "cuda": ["jax[cuda12]"],

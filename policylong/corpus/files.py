@@ -5,12 +5,10 @@ through fsspec. What cannot be read is `Unreadable`, with a reason that names no
 one bad record, a single one is refused (`reason_of`).
 """
 
-import bz2
 import contextlib
 import glob
 import gzip
 import io
-import lzma
 import os
 import pathlib
 import re
@@ -18,10 +16,10 @@ import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 
-import pyarrow as pa
 from etils import epath
 
 from policylong import paths
+from policylong.corpus import compressed
 from policylong.errors import UserError
 from policylong.storage.checksums import sha256_of_files, sha256_of_texts
 
@@ -32,7 +30,7 @@ DANGLING = "a link to a file that does not exist"
 NO_PERMISSION = "a file without read permission"
 
 # What is read line by line and can be looked into without reading (`peek`).
-Stream = io.BufferedReader | gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile
+Stream = io.BufferedReader | gzip.GzipFile
 _COMPRESSED_TEXT = ("gz", "bz2", "xz", "zst")
 _BLOCK, _REMOTE_BLOCK = 1 << 16, 4 << 20
 
@@ -185,7 +183,7 @@ def opened(path: epath.Path) -> Iterator[tuple[Stream, Callable[[], int]]]:
     with raw(path) as file:
       codec = _codec(file.peek(16))
       yield _decompressed(codec, file), file.tell
-  except (EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, OSError) as error:
+  except (zlib.error, *compressed.ERRORS) as error:
     if codec:
       raise Unreadable(f"not a whole {codec} file", f"is not a whole {codec} file ({_first_line(error)})") from error
     raise Unreadable("a file that the system cannot read", f"cannot be read ({_first_line(error)})") from error
@@ -206,13 +204,9 @@ def _codec(head: bytes) -> str:
 
 
 def _decompressed(codec: str, file: io.BufferedReader) -> Stream:
-  # The standard library's give what they have before they say that the rest is missing; Arrow's needs a buffer.
-  if codec == "zstd":
-    return io.BufferedReader(pa.CompressedInputStream(file, "zstd"), _BLOCK)
   if codec == "gzip":
     return gzip.GzipFile(fileobj=file)
-  openers: dict[str, Callable] = {"": lambda file: file, "bzip2": bz2.BZ2File, "xz": lzma.LZMAFile}
-  return openers[codec](file)
+  return io.BufferedReader(compressed.Decompressed(file, codec), _BLOCK) if codec else file
 
 
 def _matches(pattern: str) -> list[str]:

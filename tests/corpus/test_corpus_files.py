@@ -35,6 +35,14 @@ def zstd(data):
   return pa.compress(data, "zstd", asbytes=True)
 
 
+def zstd_frame(data, window):
+  """A frame of raw blocks as RFC 8878 has it, which asks for a window of 2^window bytes (zstd --long=window)."""
+  block = 1 << 17
+  parts = [data[i:i + block] for i in range(0, len(data), block)]
+  return b"\x28\xb5\x2f\xfd" + bytes([0, (window - 10) << 3]) + b"".join(
+      (len(part) << 3 | (i == len(parts) - 1)).to_bytes(3, "little") + part for i, part in enumerate(parts))
+
+
 SKIPPED_FRAME = b"\x5a\x2a\x4d\x18" + struct.pack("<I", 3) + b"abc"
 COMPRESSED = {
     "gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress, "zstd": zstd, "plain": lambda data: data,
@@ -42,7 +50,9 @@ COMPRESSED = {
     "bzip2, two streams": lambda data: bz2.compress(data[:50]) + bz2.compress(data[50:]),
     "xz, two streams": lambda data: lzma.compress(data[:50]) + lzma.compress(data[50:]),
     "zstd, two frames": lambda data: zstd(data[:50]) + zstd(data[50:]),
-    "zstd behind a skippable frame": lambda data: SKIPPED_FRAME + zstd(data)}
+    "zstd behind a skippable frame": lambda data: SKIPPED_FRAME + zstd(data),
+    "zstd of 2^28": lambda data: zstd_frame(data, 28), "zstd of 2^31": lambda data: zstd_frame(data, 31),
+    "xz, padded": lambda data: lzma.compress(data[:50]) + bytes(8) + lzma.compress(data[50:]) + bytes(4)}
 
 
 @pytest.mark.parametrize("how", COMPRESSED)
@@ -83,6 +93,18 @@ def test_a_file_cut_short_gives_what_it_has_and_is_counted(source, tmp_path, how
   assert bad(readings) == [("a", f"not a whole {codec} file")] and documents(readings)[-3:] == [
       (f"s/{i}", t) for i, t in RECORDS]
   assert 10000 < len(documents(readings)) <= 40003
+
+
+@pytest.mark.parametrize("how", ["gzip", "bzip2", "xz", "zstd"])
+def test_what_follows_a_stream_and_is_none_is_told(source, tmp_path, how):
+  """As where one byte is damaged of the second: the documents behind it are not left out without a word."""
+  second = bytearray(COMPRESSED[how](b'{"text": "lost"}\n'))
+  second[1] ^= 1
+  (tmp_path / "a").write_bytes(COMPRESSED[how](LINES) + second)
+  (tmp_path / "b").write_bytes(b'{"text": "other"}')
+  readings = list(read_source(source("jsonl", tmp_path / "*")))
+  assert [text for _, text in documents(readings)] == [*(text for _, text in RECORDS), "other"]
+  assert bad(readings) == [("a", f"not a whole {how} file")]
 
 
 def unreadable(folder):
