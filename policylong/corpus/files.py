@@ -27,6 +27,7 @@ from policylong.storage.checksums import sha256_of_files, sha256_of_texts
 A_FOLDER = "a folder"
 NOT_REGULAR = "not a regular file"
 DANGLING = "a link to a file that does not exist"
+MISSING = "a file that does not exist"
 NO_PERMISSION = "a file without read permission"
 
 # What is read line by line and can be looked into without reading (`peek`).
@@ -129,11 +130,13 @@ def _below(folder: epath.Path) -> Iterator[epath.Path]:
 def why_not(path: epath.Path) -> str:
   """Why nothing can be read at a path, "" if it is a file; never opens it."""
   if paths.is_url(path):
-    return "" if path.exists() else DANGLING
+    return "" if path.exists() else MISSING
   try:
     mode = path.stat().st_mode
+  except PermissionError:  # of one of its folders
+    return NO_PERMISSION
   except OSError:
-    return DANGLING
+    return DANGLING if os.path.lexists(path) else MISSING
   if stat.S_ISDIR(mode):
     return A_FOLDER
   if not stat.S_ISREG(mode):  # a FIFO, a device, a socket: opening or reading it may never end
@@ -177,7 +180,7 @@ def opened(path: epath.Path) -> Iterator[tuple[Stream, Callable[[], int]]]:
     Unreadable: also out of the block, where the file ends too early or is damaged.
   """
   if reason := why_not(path):
-    raise Unreadable(reason)
+    raise Unreadable(reason, "does not exist" if reason == MISSING else "")
   codec = ""
   try:
     with raw(path) as file:

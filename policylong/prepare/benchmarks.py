@@ -14,9 +14,10 @@ A benchmark is given as NAME or NAME=PATH, with the NAMEs of KNOWN, or as a file
 
 import hashlib
 import json
+import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,10 +89,20 @@ class _Maybe:
     return (self._bytes[place >> np.uint64(3)] & bit) > 0
 
 
-def name_of(benchmark: str) -> str:
-  """What a benchmark is called in counts."""
-  name, _, _ = benchmark.partition("=")
-  return name if name in KNOWN else pathlib.Path(benchmark).name
+def names_of(benchmarks: Sequence[str]) -> list[str]:
+  """What benchmarks are called in counts: a file by its name, and by so many of its folders as tell it from the others.
+
+  Raises:
+    UserError: one is given twice.
+  """
+  given = [(name,) if (name := benchmark.partition("=")[0]) in KNOWN else
+           pathlib.Path(os.path.abspath(paths.local(benchmark))).parts for benchmark in benchmarks]
+  if twice := {parts for parts in given if given.count(parts) > 1}:
+    raise UserError(f"--benchmark is {' and '.join(sorted(str(pathlib.Path(*parts)) for parts in twice))} more than "
+                    "once: give each once")
+  lengths = (next(n for n in range(1, 1 + len(parts)) if parts == (parts[-1],) or sum(
+      other[-n:] == parts[-n:] for other in given) == 1) for parts in given)
+  return [pathlib.Path(*parts[-n:]).as_posix() for parts, n in zip(given, lengths)]
 
 
 def load(benchmarks: list[str]) -> Table:
@@ -154,7 +165,7 @@ def _texts(benchmark: str) -> Iterator[tuple[str, bool]]:
     if not path and not (directory / "DONE").exists():
       fetch_ruler(directory)
     for file in ("squad.json", "hotpotqa.json"):
-      yield from _strings(_json(directory / _RULER / file, benchmark))
+      yield from _strings(_known(directory / _RULER / file, benchmark))
   elif name == "longbench2" and not path:
     source = config_lib.Source(name="longbench2", kind="hub", path=paths.Path(_LONGBENCH2), id_field="_id",
                                text_field="context", split="train")
@@ -162,9 +173,20 @@ def _texts(benchmark: str) -> Iterator[tuple[str, bool]]:
       yield from _strings(row)
   elif name == "longbench2":
     data = paths.local(path)
-    yield from _strings(_json(data / "data.json" if data.is_dir() else data, benchmark))
+    yield from _strings(_known(data / "data.json" if data.is_dir() else data, benchmark))
   else:
     yield from _file(paths.local(benchmark), benchmark)
+
+
+def _known(path: pathlib.Path, benchmark: str) -> Any:
+  """What a file of a benchmark of KNOWN holds."""
+  try:
+    value = _json(path)
+  except Unreadable as error:
+    raise UserError(f"--benchmark={benchmark}: {path} {error}") from error
+  if value is None:
+    raise UserError(f"--benchmark={benchmark}: {path} is not JSON")
+  return value
 
 
 def _file(path: pathlib.Path, benchmark: str) -> Iterator[tuple[str, bool]]:
@@ -172,13 +194,13 @@ def _file(path: pathlib.Path, benchmark: str) -> Iterator[tuple[str, bool]]:
   try:
     if text:
       with opened(path) as (stream, _):
-        for paragraph in _PARAGRAPHS.split(stream.read().decode()):
+        for paragraph in _PARAGRAPHS.split(stream.read().decode("utf-8-sig")):
           yield paragraph, False
       return
     for number, _, record in read_objects(path):
       if isinstance(record, str):
-        if number == 1 and _whole(path):
-          yield from _strings(_json(path, benchmark))
+        if isinstance(value := _json(path), dict | list):  # one over several lines, or an array with other things in it
+          yield from _strings(value)
           return
         raise UserError(f"--benchmark={benchmark}: record {number} is {record}; wanted is JSON, an object a line, or "
                         f"text (.txt), and ruler or longbench2 (known: {', '.join(KNOWN)})")
@@ -189,20 +211,13 @@ def _file(path: pathlib.Path, benchmark: str) -> Iterator[tuple[str, bool]]:
                     ) from error
 
 
-def _whole(path: pathlib.Path) -> bool:
-  """Whether a file is one JSON value over several lines."""
+def _json(path: pathlib.Path) -> Any:
+  """What a file is as one JSON value, compressed or not; None where it is none."""
   with opened(path) as (stream, _):
     try:
-      return isinstance(json.loads(stream.read()), dict | list)
-    except ValueError:
-      return False
-
-
-def _json(path: pathlib.Path, benchmark: str) -> Any:
-  try:
-    return json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
-    raise UserError(f"--benchmark={benchmark}: {path} cannot be read as JSON ({error})") from error
+      return json.loads(stream.read().decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+      return None
 
 
 def _strings(value: Any, question: bool = False) -> Iterator[tuple[str, bool]]:

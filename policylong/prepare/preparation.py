@@ -44,9 +44,7 @@ def prepare(config: config_lib.Corpus, *, near_duplicates: float, benchmarks: Se
   """
   start = time.monotonic()
   directory = epath.Path(paths.expand(config.prepared))
-  names = [benchmarks_lib.name_of(benchmark) for benchmark in benchmarks]
-  if len(set(names)) < len(names):
-    raise UserError(f"--benchmark names {', '.join(names)}, one of them twice: give each once")
+  names = benchmarks_lib.names_of(benchmarks)
   with lock.held(directory / "lock", str(directory)):
     sources = tuple(streamed.pinned(source, directory / _HUB) for source in config.sources)
     state, total = store.state(dataclasses.replace(config, sources=sources))

@@ -397,6 +397,6 @@ def test_a_run_reads_it_and_its_page_counts_what_was_removed(prepare, tmp_path, 
 
 def test_names_of_benchmarks_are_given_once(prepare, corpus, source, tmp_path):
   write_jsonl(tmp_path / "a.jsonl", make_texts(2, seed=1))
-  with pytest.raises(UserError, match="one of them twice"):
+  with pytest.raises(UserError, match="--benchmark is ruler more than once"):
     prepare(corpus(source("jsonl", tmp_path / "a.jsonl")), benchmarks=["ruler=/x", "ruler=/y"])
   assert benchmarks.MOST < 64

@@ -1,11 +1,13 @@
+import bz2
 import gzip
 import json
+import lzma
 
 import numpy as np
 import pytest
 
 from policylong.errors import UserError
-from policylong.prepare.benchmarks import load, name_of
+from policylong.prepare.benchmarks import load, names_of
 from policylong.prepare.words import hash_words
 from tests.prepare import brute_force
 from tests.prepare.conftest import make_texts
@@ -108,7 +110,35 @@ def test_every_form_of_a_file_and_each_benchmark_by_its_bit(tmp_path):
   given = [tmp_path / "a.txt", tmp_path / "b.jsonl.gz", tmp_path / "c.json", f"longbench2={tmp_path}",
            f"ruler={tmp_path / 'ruler'}"]
   assert held(given, texts) == [[0, 3], [1], [2], [3], [4], [4]]
-  assert [name_of(str(each)) for each in given] == ["a.txt", "b.jsonl.gz", "c.json", "longbench2", "ruler"]
+  assert names_of(list(map(str, given))) == ["a.txt", "b.jsonl.gz", "c.json", "longbench2", "ruler"]
+
+
+def test_files_of_one_name_are_told_by_their_folders(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert names_of(["gsm8k/test.jsonl", "math/test.jsonl", "a.txt", "ruler"]) == [
+      "gsm8k/test.jsonl", "math/test.jsonl", "a.txt", "ruler"]
+  assert names_of(["/x/b/1/t", "/y/b/1/t", "/b/2/t", "/t"]) == ["x/b/1/t", "y/b/1/t", "2/t", "/t"]
+  assert names_of(["ruler", "/x/ruler", "longbench2=/x/ruler"]) == ["ruler", "x/ruler", "longbench2"]
+  for twice, said in ((["a/t", "b", "a/../a/t"], f"is {tmp_path}/a/t more"), (["ruler", "ruler=/x"], "is ruler more")):
+    with pytest.raises(UserError, match=said):
+      names_of(twice)
+  asked = {name: " ".join(f"{name}{i}" for i in range(13)) for name in ("gsm8k", "math")}
+  for name, text in asked.items():
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "test.jsonl").write_text(json.dumps({"question": text}))
+  assert held([f"{name}/test.jsonl" for name in asked], list(asked.values())) == [[0], [1]]
+
+
+@pytest.mark.parametrize("packed", [bytes, gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("written", [
+    lambda rows: json.dumps(rows, indent=2), lambda rows: json.dumps(rows), lambda rows: json.dumps({"data": rows}),
+    lambda rows: json.dumps({"data": rows}, indent=2), lambda rows: "\n".join(map(json.dumps, rows)),
+    lambda rows: json.dumps([*rows, "and a text"]), lambda rows: json.dumps(["a text", *rows], indent=1)])
+def test_json_is_read_however_it_is_written(tmp_path, written, mark, packed):
+  texts = [" ".join(f"{letter}{i}" for i in range(13)) for letter in "ab"]
+  (tmp_path / "asked").write_bytes(packed((mark + written([{"question": text} for text in texts])).encode()))
+  assert held([tmp_path / "asked"], texts) == [[0], [0]]
 
 
 def test_rulers_own_questions_are_found(material):
@@ -120,14 +150,23 @@ def test_rulers_own_questions_are_found(material):
 
 
 @pytest.mark.parametrize(("name", "content", "said"), [
-    ("absent.jsonl", None, "link to a file that does not exist"), ("broken.json", "{", "not JSON"),
-    ("empty.jsonl", '{"question": "too short"}', "holds no text of 13 words"), ("longbench2", None, "cannot be read")])
+    ("absent.jsonl", None, "absent.jsonl does not exist; wanted is ruler, longbench2, or a file"),
+    ("broken.json", "{", "not JSON"), ("broken.jsonl", '{"question": "a"}\n{"question":\n', "record 2 is not JSON"),
+    ("empty.jsonl", '{"question": "too short"}', "holds no text of 13 words"),
+    ("longbench2", None, "none.json does not exist"), ("longbench2", "{", "none.json is not JSON"),
+    ("deep.json", "[" * 100_000, "not JSON"), ("other.json", "7", "record 1 is not a JSON object")])
 def test_what_cannot_be_read_is_a_sentence(tmp_path, name, content, said):
   if content is not None:
-    (tmp_path / name).write_text(content)
+    (tmp_path / ("none.json" if name == "longbench2" else name)).write_text(content)
   given = f"longbench2={tmp_path / 'none.json'}" if name == "longbench2" else str(tmp_path / name)
   with pytest.raises(UserError, match=said):
     load([given])
+
+
+def test_a_missing_file_is_no_link_and_a_link_to_one_is(tmp_path):
+  (tmp_path / "link.jsonl").symlink_to(tmp_path / "absent.jsonl")
+  with pytest.raises(UserError, match=r"link\.jsonl is a link to a file that does not exist"):
+    load([str(tmp_path / "link.jsonl")])
 
 
 def test_without_a_benchmark_nothing_is_contaminated():
