@@ -22,6 +22,11 @@ from policylong.storage import tables
 from policylong.storage.progress import Bar
 from policylong.storage.workdir import Round, read_json
 
+# What judges read of a verdict, and what a recheck keeps of it.
+_NOW = pa.schema([("doc_id", pa.string()), ("position", pa.int64()), ("chunk_id", pa.string()), ("kind", pa.string()),
+                  *((name, pa.float64()) for name in (
+                      "entropy_before", "entropy_after", "nll_before", "nll_after", "gain"))])
+
 
 @dataclasses.dataclass(frozen=True)
 class Recheck:
@@ -46,6 +51,8 @@ class Recheck:
 def recheck(previous: Round, policy: Policy, chunk_tokens: ChunkTokens, most_positions: int) -> pa.Table:
   """Verifies again every accepted (anchor, chunk) of the round `previous`; of several processes each takes a share.
 
+  Where a verdict is compared with the control at its anchor (`control_margin`), its root's random chunks are too.
+
   Args:
     previous: a screened round.
     policy: of now.
@@ -57,35 +64,55 @@ def recheck(previous: Round, policy: Policy, chunk_tokens: ChunkTokens, most_pos
   """
   judged = read_json(previous.judged_path)
   limits = judge.Thresholds(**judged["thresholds"])
+  then, control = _accepted(previous, judged, limits)
+  # All accepted anchors of a root are read in each of its rows: pairs of one root share one set of positions.
+  positions: dict[str, set[int]] = {}
+  for (doc_id, _), known in then.items():
+    positions.setdefault(doc_id, set()).update(known)
+  chunks = [*then, *(pair for pair in control if pair[0] in positions)]
+  chunk_tokens.prepare(chunk_id for _, chunk_id in chunks)
   roots, _ = read_roots(tables.read(previous.table("roots")))
   root_of = {root.doc_id: root for root in roots}
-  taken = tables.read(previous.table("verdicts"), [
+  pairs = [Pair(doc_id, root_of[doc_id].tokens, np.asarray(sorted(positions[doc_id]), np.int32),
+                chunk_tokens(chunk_id)) for doc_id, chunk_id in chunks]
+  with Bar(desc=f"round {previous.index} re-verified", total=planned_tokens(pairs), unit="tok", unit_scale=True,
+           mininterval=1.0, disable=not hosts.is_first()) as bar:
+    readings = verify(policy.scorer, pairs, most_positions, bar.update)
+  rows = []
+  for pair, (doc_id, chunk_id), reading in zip(pairs, chunks, readings):
+    known = then.get((doc_id, chunk_id))
+    for t, h0, h1, l0, l1 in zip(pair.positions.tolist(), *(values.tolist() for values in reading)):
+      if known is None or t in known:
+        rows.append((doc_id, t, chunk_id, "control" if known is None else "retrieved", h0, h1, l0, l1, (h0 - h1) / h0))
+  now = pa.table([list(column) for column in zip(*rows)] or [[] for _ in _NOW], schema=_NOW)
+  result = []
+  for (doc_id, t, chunk_id, kind, h0, h1, l0, l1, gain), passes in zip(rows, judge.accepted(now, limits).tolist()):
+    if kind == "retrieved":
+      gain_then, right_then = then[doc_id, chunk_id][t]
+      result.append(Recheck(doc_id, t, chunk_id, gain_then, gain, h0, h1, l0, l1, right_then, not passes, policy.step))
+  return of_all_processes(tables.from_records(Recheck, result))  # in the order of the roots
+
+
+def _accepted(previous: Round, judged: dict, limits: judge.Thresholds) -> tuple[dict, list[tuple[str, str]]]:
+  """This process's share of a round: {(doc id, chunk id): {position: (gain, right)}}, and its roots' random chunks.
+
+  The latter only where verdicts are compared with them.
+  """
+  verdicts = tables.read(previous.table("verdicts"), [
       "doc_id", "position", "chunk_id", "kind", "gain", "nll_before", "nll_after", "accepted"])
-  taken = taken.filter(pc.and_(taken["accepted"], pc.equal(taken["kind"], "retrieved")))
+  retrieved = pc.equal(verdicts["kind"], "retrieved")
+  taken = verdicts.filter(pc.and_(verdicts["accepted"], retrieved))
   # Whole roots to a process: the pairs of a root share the row of the root alone.
   documents = pc.unique(taken["doc_id"])
   if "probe" in judged:
     documents = documents.filter(pc.is_in(documents, pa.array(judged["probe"]["documents"], pa.string())))
   mine = hosts.share(len(documents))
   taken = taken.filter(pc.is_in(taken["doc_id"], documents.slice(mine.start, len(mine))))
-  # All accepted anchors of a root are read in each of its rows: pairs of one root share one set of positions.
-  positions: dict[str, set[int]] = {}
   then: dict[tuple[str, str], dict[int, tuple[float, bool]]] = {}
   for doc_id, position, chunk_id, gain, right in zip(*(taken[name].to_pylist() for name in (
       "doc_id", "position", "chunk_id", "gain")), judge.right(taken, limits).tolist()):
-    positions.setdefault(doc_id, set()).add(position)
     then.setdefault((doc_id, chunk_id), {})[position] = gain, right
-  chunk_tokens.prepare(chunk_id for _, chunk_id in then)
-  pairs = [Pair(doc_id, root_of[doc_id].tokens, np.asarray(sorted(positions[doc_id]), np.int32),
-                chunk_tokens(chunk_id)) for doc_id, chunk_id in then]
-  with Bar(desc=f"round {previous.index} re-verified", total=planned_tokens(pairs), unit="tok", unit_scale=True,
-           mininterval=1.0, disable=not hosts.is_first()) as bar:
-    readings = verify(policy.scorer, pairs, most_positions, bar.update)
-  result = []
-  for pair, ((doc_id, chunk_id), known), reading in zip(pairs, then.items(), readings):
-    for t, h0, h1, l0, l1 in zip(pair.positions.tolist(), *(values.tolist() for values in reading)):
-      if t in known:
-        now, (gain, right) = (h0 - h1) / h0, known[t]
-        passes = now > limits.epsilon and (limits.loss_margin is None or l0 - l1 > limits.loss_margin)
-        result.append(Recheck(doc_id, t, chunk_id, gain, now, h0, h1, l0, l1, right, not passes, policy.step))
-  return of_all_processes(tables.from_records(Recheck, result))  # in the order of the roots
+  if limits.control_margin is None:
+    return then, []
+  control = verdicts.filter(pc.invert(retrieved))
+  return then, list(dict.fromkeys(zip(control["doc_id"].to_pylist(), control["chunk_id"].to_pylist())))
