@@ -17,6 +17,7 @@ import argparse
 from collections import Counter
 from collections.abc import Iterator
 
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 from etils import epath
@@ -79,7 +80,7 @@ def score(model: str, path: str, *, dtype: str = "float32", base_model: str | No
   mesh = make_mesh(config_lib.Mesh(data=-1, fsdp=1, context=1, tensor=1))
   # Batches are always filled up with empty rows: a short input gets small ones.
   tokens_per_batch = min(_TOKENS_PER_BATCH, sum(len(begun) + len(row) for row in rows) // mesh.size)
-  scorer = Scorer(stored.load(np.float32, None), config, mesh, dtype=dtype,
+  scorer = Scorer(stored.load(jnp.dtype(dtype), mesh), config, mesh, dtype=dtype,
                   tokens_per_batch=tokens_per_batch, bucket_multiple=128, beginning=begun)
   with Bar(desc="scoring", total=sum(map(len, rows)), unit="tok", unit_scale=True) as bar:
     traces = scorer.traces(rows, bar.update)

@@ -45,7 +45,7 @@ class Policy:
 
   def __init__(self, params: Params, model: ModelConfig, tokenizer, *, name: str, end_tokens: Sequence[int],
                mesh: jax.sharding.Mesh, dtype: str, batch_tokens: int):
-    """Puts a copy of the weights in `dtype` on each device.
+    """Puts a copy of the weights in `dtype` on each device, or takes them as they are if they lie so.
 
     Args:
       params: in any float dtype, anywhere on `mesh`.
@@ -203,5 +203,6 @@ def load_policy(model: str | StoredModel, *, dtype: str = "bfloat16", batch_toke
   """
   stored = model if isinstance(model, StoredModel) else open_model(model)
   mesh = mesh or make_mesh(config_lib.Mesh(data=-1, fsdp=1, context=1, tensor=1))
-  return Policy(stored.load(jnp.float32, mesh), stored.config, stored.tokenizer, name=stored.name,
+  # Read in the dtype that is kept, the weights are on a device once, and in no other dtype before.
+  return Policy(stored.load(jnp.dtype(dtype), mesh), stored.config, stored.tokenizer, name=stored.name,
                 end_tokens=sorted(stored.end_tokens), mesh=mesh, dtype=dtype, batch_tokens=batch_tokens)

@@ -70,8 +70,9 @@ class Scorer:
   """Entropies under one policy.
 
   Args:
-    params: the model's parameters in any float dtype; a copy in `dtype` is kept on the devices. Where they lie
-      on devices of several processes, all of these must make their scorers together.
+    params: the model's parameters in any float dtype; a copy in `dtype` is kept on the devices. If they lie whole on
+      each device in `dtype` already, they are what is kept: nobody may donate them meanwhile. Where they lie on devices
+      of several processes, all of these must make their scorers together.
     model: its shape.
     mesh: where the parameters lie; rows are spread over all of its devices that are this process's.
     dtype: of weights and matmul inputs; logits, softmax and reductions are always float32.
@@ -88,10 +89,16 @@ class Scorer:
     self._tokens_per_batch = tokens_per_batch
     self._bucket_multiple = bucket_multiple
     self.beginning = np.asarray(beginning, np.int32)
-    cast = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(self._dtype), tree),
-                   out_shardings=NamedSharding(mesh, PartitionSpec()))
-    self.params = jax.tree.map(lambda x: local_copy(x, self.mesh), cast(params))
+    if not all(self._lies_so(x) for x in jax.tree.leaves(params)):
+      params = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(self._dtype), tree),
+                       out_shardings=NamedSharding(mesh, PartitionSpec()))(params)
+    self.params = jax.tree.map(lambda x: local_copy(x, self.mesh), params)
     self._programs = Programs(model, self.mesh, self._dtype)
+
+  def _lies_so(self, x) -> bool:
+    """Whether an array is whole on each device of this process, in the dtype that is wanted."""
+    return (isinstance(x, jax.Array) and x.dtype == self._dtype and x.sharding.is_fully_replicated
+            and x.sharding.device_set >= set(self.mesh.devices.flat))
 
   def bucket(self, length: int) -> int:
     """The padded length of a row of `length` tokens and what begins it."""

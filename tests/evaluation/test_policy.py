@@ -1,6 +1,7 @@
 """What benchmarks are told of a checkpoint is what transformers would tell them, wherever it came from."""
 
 import dataclasses
+import gc
 import json
 import shutil
 
@@ -14,11 +15,12 @@ from tokenizers import AddedToken
 
 from policylong import config as config_lib
 from policylong.convert import hf_to_orbax
-from policylong.devices.mesh import make_mesh
+from policylong.devices.mesh import local_copy, make_mesh
 from policylong.errors import UserError
 from policylong.evaluation.policy import Policy, load_policy
 from policylong.likelihood.greedy import greedy_likelihood
 from policylong.model import hf
+from policylong.model.stored import open_model
 from policylong.model.tokenizer import load_tokenizer
 from policylong.screening.scorer import Scorer
 from policylong.storage.workdir import Workdir
@@ -268,6 +270,47 @@ def test_an_orbax_directory_of_convert_is_opened(folders, tmp_path):
   row = list(range(3, 30))
   np.testing.assert_array_equal(open_small(tmp_path / "orbax").token_nlls([row])[0],
                                 open_small(folders["qwen3"]).token_nlls([row])[0])
+
+
+def bytes_on_devices():
+  """Of all arrays of this process, each buffer once."""
+  return sum({(shard.device, shard.data.unsafe_buffer_pointer()): shard.data.nbytes
+              for array in jax.live_arrays() for shard in array.addressable_shards}.values())
+
+
+@pytest.fixture(scope="module")
+def kept_as(models, folders, run, tmp_path_factory):
+  """What a model's weights are kept as -> the model."""
+  folder = tmp_path_factory.mktemp("kept")
+
+  def stored_in(dtype):
+    def change(weights):
+      weights |= {name: value.astype(dtype) for name, value in weights.items()}
+    return open_model(checkpoints.write_hf(models, "llama", folder / dtype, change))
+  hf_to_orbax(folders["llama"], folder / "orbax", jnp.float32)
+  found = {dtype: stored_in(dtype) for dtype in ("float64", "float32", "float16", "bfloat16")}
+  path = checkpoints.write_gguf(models, "llama", folder / "model.gguf")
+  config = hf.read_model_config(path)
+  return found | {"orbax": open_model(folder / "orbax"), "run": open_model(run.directory), "gguf": dataclasses.replace(
+      found["float32"], config=config, load=lambda dtype, mesh: hf.load_params(path, config, dtype, mesh))}
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [*((kind, "bfloat16") for kind in (
+    "float64", "float32", "float16", "bfloat16", "gguf", "orbax", "run")), ("float32", "float32"), ("run", "float32")])
+def test_weights_are_on_each_device_once_and_in_the_dtype_asked_for(kind, dtype, kept_as, monkeypatch):
+  """float32 first, then `dtype`, would be three times as many bytes. What is rounded is so as numpy has it."""
+  wanted = jax.tree.map(lambda x: np.asarray(x).astype(dtype), kept_as[kind].load(jnp.float32, None))
+  gc.collect()
+  held, before = [], bytes_on_devices()
+  monkeypatch.setattr("policylong.evaluation.policy.Generator", lambda *arguments, **settings: None)
+  monkeypatch.setattr("policylong.screening.scorer.local_copy",
+                      lambda *arguments: held.append(bytes_on_devices()) or local_copy(*arguments))
+  found = load_policy(kept_as[kind], dtype=dtype, batch_tokens=64, mesh=mesh_of(2))._scorer.params
+  jax.tree.map(np.testing.assert_array_equal, found, wanted)
+  assert {(leaf.dtype.name, leaf.sharding.is_fully_replicated, len(leaf.sharding.device_set))
+          for leaf in jax.tree.leaves(found)} == {(dtype, True, 2)}
+  size = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(wanted))
+  assert len(held) == len(jax.tree.leaves(found)) and 0.99 * size < max(held) - before < 1.01 * size
 
 
 def test_what_cannot_be_opened_is_told_in_one_sentence(run, folders, tmp_path):
