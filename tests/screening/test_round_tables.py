@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from policylong.config import Synthesis
-from policylong.records import Anchor, Candidate, Negative, Positive, Root, Verdict
+from policylong.records import Anchor, Candidate, EntropyTrace, Negative, Positive, Root, Verdict
 from policylong.retrieval.exact import ExactIndex
 from policylong.screening import judge, readings, screen
 from policylong.screening.ledger import Ledger, Plan
@@ -167,6 +167,45 @@ def library():
       chunk=lambda row: types.SimpleNamespace(id=f"d{row // SIZE}#{row}-9"), chunk_text=lambda row: str(row),
       chunk_row=lambda chunk_id: int(chunk_id.split("#")[1].split("-")[0]), document_index=lambda name: int(name[1:]))
   return corpus, vectors
+
+
+class Tokens:
+  """Chunks as the policy reads them: tokens of each row."""
+
+  def __init__(self, of_rows):
+    self.row = of_rows.__getitem__
+
+  def prepare_rows(self, rows):
+    pass
+
+
+def test_a_candidate_is_never_a_near_copy_and_twelve_tokens_are_none(library):
+  corpus, vectors = library
+  rng, own, start = np.random.default_rng(4), 3, 30 - 16
+  root = Root(f"d{own}", 0, 9, rng.integers(0, 10**6, 60).astype(np.int32), ("a",) * 60)
+  entropy = np.where(np.arange(60) == 30, 9.0, 1.0).astype(np.float32)  # its only anchor, whose window begins at 14
+  query = vectors[own * SIZE + 1]  # nearest to a chunk of the root's own document
+  near = np.argsort(-(vectors.astype(np.float64) @ query.astype(np.float64)), kind="stable").tolist()
+  strangers = [row for row in near if row // SIZE != own]
+  of_rows = rng.integers(10**6, 2 * 10**6, (len(vectors), 40)).astype(np.int32)
+  copies = {strangers[0], strangers[3], *strangers[12::2]}
+  for row in copies:
+    of_rows[row, 5:18] = root.tokens[start + row % 20:][:13]
+  of_rows[strangers[1], 5:17] = root.tokens[start:start + 12]
+  of_rows[strangers[2], 5:18] = root.tokens[start - 1:start + 12]  # the first of its thirteen lies before the window
+
+  config = dataclasses.replace(SCREENING, alpha=1.0, skip_tokens=2, query_window=16, near_copy_ngram=13, top_k=4)
+  embedder = types.SimpleNamespace(embed_queries=lambda texts: np.stack([query] * len(texts)))
+  retriever = Retriever(config, 0, corpus, embedder, ExactIndex(vectors), Tokens(of_rows))
+  (anchor,), found = retriever.candidates(1, [root], [EntropyTrace(root.doc_id, entropy, entropy, 7)])
+  retrieved, control = ([corpus.chunk_row(c.chunk_id) for c in found if c.kind == kind]
+                        for kind in ("retrieved", "control"))
+  wanted = [row for row in strangers if row not in copies][:4]
+  assert retrieved == wanted and wanted[:2] == strangers[1:3] and anchor.position == 30
+  before = near[:near.index(wanted[-1])]
+  assert anchor.near_copy == len(copies.intersection(before)) == 2
+  assert anchor.same_document == sum(row // SIZE == own for row in before) > 0
+  assert len(control) == 2 and not {*control} & {*copies, *retrieved} and own not in [row // SIZE for row in control]
 
 
 @pytest.mark.parametrize("cap", [3, 1000])
