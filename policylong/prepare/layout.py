@@ -35,19 +35,17 @@ from etils import epath
 
 from policylong import paths
 from policylong.errors import Damaged
+from policylong.storage.workdir import write_atomically
 
 _CRC_BYTES = 4
 
 
 def write_whole(path: epath.Path, data: bytes) -> None:
-  """As `workdir.write_atomically`, where another worker may write the same bytes at the same time.
+  """Writes a file that another worker may write at the same time, with the same bytes.
 
   A worker outlives by some seconds the command that was killed, and a cluster starts a slow unit twice.
   """
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  temporary.write_bytes(data)
-  temporary.replace(path)
+  write_atomically(path, data, shared=True)
 
 
 class Work:

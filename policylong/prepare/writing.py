@@ -23,7 +23,7 @@ from policylong.prepare.layout import write_whole
 from policylong.prepare.plan import FORMAT, Plan, Shard, by_shard, shards_of, unit_name
 from policylong.storage import manifest
 from policylong.storage.checksums import sha256_of_file
-from policylong.storage.workdir import write_json
+from policylong.storage.workdir import temporary_beside, write_json
 
 # Characters that were read for an output shard.
 OUTPUT_CHARACTERS = 512 << 20
@@ -318,7 +318,7 @@ class _Sink:
 
   def __init__(self, path: epath.Path):
     self._path, self.sha256 = path, ""
-    self._beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    self._beside = temporary_beside(path, shared=True)
 
   def __enter__(self):
     self._made = tempfile.mkstemp()[1] if paths.is_url(self._path) else os.fspath(self._beside)

@@ -18,13 +18,13 @@ def main() -> None:
   parser = argparse.ArgumentParser(prog="python -m policylong.report", description=__doc__)
   parser.add_argument("--workdir", type=paths.flag, required=True, help="the working directory of a run")
   workdir = Workdir(parser.parse_args().workdir)
-  print(write_report(workdir.directory, _chunk_text(workdir)))
+  print(write_report(workdir.directory, _chunk_text(workdir), shared=True))
 
 
 def _chunk_text(workdir):
   """The text of a chunk by its id, or None (and why, on stderr) where the corpus cannot be opened."""
-  if not workdir.directory.is_dir():
-    return None  # write_report says so
+  if not workdir.corpus_json.exists():
+    return None  # there are no chunks yet, and a run that reads its corpus is not to find it read and pinned by us
   try:
     config = workdir.located(config_lib.parse(read_json(workdir.directory / "config.json", checked=False)))
     if config.method == "given":

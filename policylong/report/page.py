@@ -17,12 +17,13 @@ from policylong.storage.workdir import Workdir, write_atomically
 _CHIPS = {"sane": "good", "look closer": "look", "unfinished": "look", "starved": "bad", "wrong": "bad"}
 
 
-def write_report(workdir, chunk_text: Callable[[str], str] | None) -> epath.Path:
+def write_report(workdir, chunk_text: Callable[[str], str] | None, *, shared: bool = False) -> epath.Path:
   """Writes `report/index.html` of a working directory, whole or not at all.
 
   Args:
     workdir: the run's folder, any fsspec path.
     chunk_text: the text of a chunk by its id; None where the corpus is not there: the page then shows ids.
+    shared: whether a run may write it at the same time.
 
   Returns:
     The page's path.
@@ -33,7 +34,7 @@ def write_report(workdir, chunk_text: Callable[[str], str] | None) -> epath.Path
   layout = Workdir(workdir)
   run, now = read_run(layout), time.time()
   page = render(run, chunk_text, standing(run, layout, now), now)
-  write_atomically(layout.page, page.encode("utf-8"))
+  write_atomically(layout.page, page.encode("utf-8"), shared=shared)
   return layout.page
 
 

@@ -90,7 +90,7 @@ def _note(repo: str, kind: str, revision: str, commit: str) -> None:
   """Leaves in the hub's cache what a revision is now, as its client does where it resolves one itself."""
   folder = pathlib.Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=kind)
   with contextlib.suppress(OSError):  # a cache that may only be read
-    write_atomically(epath.Path(folder / "refs" / (revision or "main")), commit.encode())
+    write_atomically(epath.Path(folder / "refs" / (revision or "main")), commit.encode(), shared=True)
 
 
 def _cached(repo: str, kind: str, revision: str) -> str | None:

@@ -44,6 +44,7 @@ import json
 import logging
 import os
 import pathlib
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -61,10 +62,16 @@ _run_ids: dict[str, str] = {}
 log = logging.getLogger(__name__)
 
 
-def write_atomically(path: epath.Path, data: bytes) -> None:
-  """Writes a file whole or not at all: a temporary beside it, then a rename over what was there."""
+def write_atomically(path: epath.Path, data: bytes, *, shared: bool = False) -> None:
+  """Writes a file whole or not at all: a temporary beside it, then a rename over what was there.
+
+  Args:
+    path: of the file; its folder is made.
+    data: what it is to hold.
+    shared: whether other processes may write the same file at the same time, as `temporary_beside` has it.
+  """
   path = epath.Path(path)
-  temporary = path.with_name(f".{path.name}.tmp")
+  temporary = temporary_beside(path, shared=shared)
   with oserrors.about(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -74,6 +81,18 @@ def write_atomically(path: epath.Path, data: bytes) -> None:
       with contextlib.suppress(OSError):  # what it holds is no use, and its room may be
         temporary.unlink(missing_ok=True)
       raise
+
+
+def temporary_beside(path: epath.Path, *, shared: bool) -> epath.Path:
+  """What a file is called until it is whole: .*.tmp.
+
+  A file of a working directory is written by one process, the holder of its lock, and has one such name, so that what
+  a kill left is written over by the next start. Where others may write it at the same time (`shared`), each time has
+  its own: two with one would rename each other's half, or find theirs gone. Neither pid nor host would tell them
+  apart in containers.
+  """
+  own = f".{secrets.token_hex(4)}" if shared else ""
+  return path.with_name(f".{path.name}{own}.tmp")
 
 
 def check_output(path: str | os.PathLike, flag: str) -> None:

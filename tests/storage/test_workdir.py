@@ -2,6 +2,8 @@
 
 import dataclasses
 import errno
+import subprocess
+import sys
 
 import pyarrow as pa
 import pytest
@@ -96,6 +98,49 @@ def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path, monkeypatch, caps
   assert stopped.value.code == 1
   assert "the disk is full" in capsys.readouterr().err
   assert workdir.read_json(path) == {"a": 1}
+
+
+WRITER = """
+import sys
+from etils import epath
+from policylong.storage.workdir import write_atomically
+path, letter, shared = epath.Path(sys.argv[1]), sys.argv[2].encode(), sys.argv[3] == "shared"
+print("ready", flush=True)
+sys.stdin.readline()
+for i in range(150):
+  write_atomically(path, letter * (200_000 + i), shared=shared)
+"""
+
+
+def test_processes_that_write_one_file_at_a_time_leave_each_other_alone(tmp_path):
+  """A run, which alone has a name of its own for what is not whole yet, and a command beside it."""
+  path = tmp_path / "report" / "index.html"
+  writers = [subprocess.Popen([sys.executable, "-c", WRITER, path, *how], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, text=True)
+             for how in (("a", "run"), ("b", "shared"))]
+  for writer in writers:
+    assert writer.stdout.readline() == "ready\n"
+  for writer in writers:
+    writer.stdin.write("\n")
+    writer.stdin.flush()
+  seen = set()
+  while any(writer.poll() is None for writer in writers):
+    if path.exists():
+      data = path.read_bytes()
+      assert len(data) >= 200_000 and data == data[:1] * len(data)
+      seen.add(data[:1])
+  assert [writer.communicate()[1] for writer in writers] == ["", ""] and seen
+  assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_is_not_whole_yet_is_no_part_of_a_folder_whatever_name_it_has(tmp_path):
+  folder = workdir.Workdir(tmp_path / "run")
+  folder.claim(_config())
+  for path in (folder.metrics, folder.directory / "final.json"):
+    for shared in (False, True):
+      workdir.temporary_beside(path, shared=shared).write_bytes(b"half")
+  folder.claim(_config(seed=7))  # nothing was made
+  assert workdir.temporary_beside(folder.metrics, shared=False).name == ".metrics.jsonl.tmp"
 
 
 def test_an_output_that_cannot_be_made_is_told_before_the_work(tmp_path):
