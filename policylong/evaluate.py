@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument("--short_window", type=_positive, default=4096,
                       help="longppl's short context in tokens (default: %(default)s)")
   parser.add_argument("--evaluator", type=paths.expand,
-                      help="the model that names longppl's key tokens (default: MODEL itself)")
+                      help="the model that names longppl's key tokens, read in --dtype too (default: MODEL itself)")
   parser.add_argument("--ruler_dir", type=paths.expand, default="material/ruler",
                       help="RULER's package and prompt sets; fetched if not there (default: %(default)s)")
   parser.add_argument("--helmet_dir", type=paths.expand, help="a checkout of HELMET with its data, for helmet")

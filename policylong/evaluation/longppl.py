@@ -6,7 +6,7 @@ the policy's mean loss over all key tokens of all documents. The short context o
 tokens and less than a quarter more, as windows move on by that quarter.
 
 Which model the evaluator is decides on the key tokens, so the protocol names it: the policy itself, or one that stays
-the same while policies are compared. Its key tokens are kept.
+the same while policies are compared, in the dtype of the policy. Its key tokens are kept.
 """
 
 import hashlib
@@ -73,10 +73,10 @@ def key_tokens(long_nll: np.ndarray, short_nll: np.ndarray) -> np.ndarray:
 
 def _key_tokens(policy, options: Options, rows: list[np.ndarray], nll: np.ndarray, directory: epath.Path
                 ) -> tuple[np.ndarray, str]:
-  """bool[rows, T] and the evaluator's name; from its folder where they are there already."""
+  """bool[rows, T] and the evaluator's name and dtype; from its folder where they are there already."""
   # A keys_dir is a run's, whose evaluator is always its base model.
   parent = epath.Path(options.keys_dir) if options.keys_dir else (
-      directory / "key_tokens" / _evaluator_key(options.evaluator))
+      directory / "key_tokens" / _evaluator_key(options.evaluator, policy.dtype))
   digest = hashlib.sha256(np.stack(rows).astype("<i4").tobytes()).hexdigest()[:32]
   folder = parent / f"{options.short_window}-{digest}"
   marker = folder / "DONE.json"
@@ -85,7 +85,7 @@ def _key_tokens(policy, options: Options, rows: list[np.ndarray], nll: np.ndarra
   if not hosts.agreed(marker.exists()):
     evaluator, whole = policy, nll
     if options.evaluator:
-      evaluator = load_policy(options.evaluator)
+      evaluator = load_policy(options.evaluator, dtype=policy.dtype)
       if evaluator.tokenizer.backend_tokenizer.to_str() != policy.tokenizer.backend_tokenizer.to_str():
         raise UserError(f"the evaluator {options.evaluator} has another tokenizer than {policy.name}: LongPPL needs a "
                         "model with the same tokens")
@@ -96,7 +96,7 @@ def _key_tokens(policy, options: Options, rows: list[np.ndarray], nll: np.ndarra
                            folder / "short", "evaluator, short")
     places = [np.flatnonzero(row).tolist() for row in key_tokens(whole, short)]
     if hosts.is_first():
-      write_json(marker, {"evaluator": evaluator.name, "key_tokens": places})
+      write_json(marker, {"evaluator": f"{evaluator.name} in {evaluator.dtype}", "key_tokens": places})
     hosts.barrier("key tokens")
   found = read_json(marker)
   key = np.zeros(nll.shape, bool)
@@ -105,11 +105,12 @@ def _key_tokens(policy, options: Options, rows: list[np.ndarray], nll: np.ndarra
   return key, found["evaluator"]
 
 
-def _evaluator_key(evaluator: str | None) -> str:
-  """A folder's name for an evaluator, by content; the policy itself is whose the folder above is. Collective."""
+def _evaluator_key(evaluator: str | None, dtype: str) -> str:
+  """A folder's name for an evaluator, by content and dtype; the policy itself is whose the folder above is. Collective.
+  """
   if evaluator is None:
     return "own"
   key = bytes(8)
   if hosts.is_first():
-    key = bytes.fromhex(sha256_of_texts(json.dumps(open_model(evaluator).identity(), sort_keys=True))[:16])
+    key = bytes.fromhex(sha256_of_texts(json.dumps([open_model(evaluator).identity(), dtype], sort_keys=True))[:16])
   return bytes(hosts.agreed(np.frombuffer(key, np.uint8)).tolist()).hex()

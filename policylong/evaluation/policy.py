@@ -41,6 +41,7 @@ class Policy:
     tokenizer: a transformers fast tokenizer.
     name: where the model came from, for tables.
     window: tokens of a prompt and what follows it at most.
+    dtype: of weights and matmul inputs.
   """
 
   def __init__(self, params: Params, model: ModelConfig, tokenizer, *, name: str, end_tokens: Sequence[int],
@@ -57,7 +58,7 @@ class Policy:
       dtype: of weights and matmul inputs.
       batch_tokens: tokens that a device reads at once, 64 or more.
     """
-    self.tokenizer, self.name, self.window = tokenizer, name, model.max_positions
+    self.tokenizer, self.name, self.window, self.dtype = tokenizer, name, model.max_positions, dtype
     self._vocab_size, self._end_tokens = model.vocab_size, tuple(end_tokens)
     self._scorer = Scorer(params, model, mesh, dtype=dtype, tokens_per_batch=batch_tokens, bucket_multiple=_BUCKET)
     self._generator = Generator(self._scorer.params, model, self._scorer.mesh, dtype=jnp.dtype(dtype),

@@ -99,8 +99,8 @@ class Losing:
 
   name, window = "losing", 8192
 
-  def __init__(self, tokenizer, salt=""):
-    self.tokenizer, self._salt, self.rows = tokenizer, salt, 0
+  def __init__(self, tokenizer, salt="", dtype="bfloat16"):
+    self.tokenizer, self._salt, self.dtype, self.rows = tokenizer, salt, dtype, 0
 
   def token_nlls(self, rows, progress=lambda count: None):
     self.rows += len(rows)

@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import types
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def test_longppl_is_the_perplexity_of_the_key_tokens(tokenizer, asked, held_out,
   # losses are kept as float32: a relative error of 6e-8 each
   assert found["longppl"]["1000"].value == pytest.approx(value, rel=1e-6)
   assert found["longppl/key_tokens"]["1000"].value == pytest.approx(100 * count / (3 * 999))
-  assert "key tokens by losing" in found["longppl"]["1000"].protocol
+  assert "key tokens by losing in bfloat16" in found["longppl"]["1000"].protocol
 
 
 def test_a_short_context_has_the_window_or_up_to_a_quarter_more():
@@ -90,6 +91,27 @@ def test_kept_key_tokens_serve_another_policy(tokenizer, options, asked, held_ou
   value, _ = brute_force_longppl(later, base, texts(held_out, tokenizer, 1000), 100)
   assert found["longppl"]["1000"].value == pytest.approx(value, rel=1e-6)
   assert later.rows == 3  # no short contexts
+
+
+def test_the_evaluator_is_read_in_the_policy_s_dtype(tokenizer, options, held_out, tmp_path, monkeypatch):
+  loaded = []
+  monkeypatch.setattr(longppl, "open_model", lambda path: types.SimpleNamespace(identity=lambda: {"weights": path}))
+  monkeypatch.setattr(longppl, "load_policy", lambda path, dtype: loaded.append((path, dtype)) or Losing(
+      tokenizer, path + dtype, dtype))
+
+  def run(dtype, evaluator):
+    found = longppl.run(Losing(tokenizer, "policy", dtype), ["longppl"], options(
+        lengths=(1000,), samples=3, documents=held_out, short_window=100, evaluator=evaluator),
+        epath.Path(tmp_path / "out"))
+    value, _ = brute_force_longppl(Losing(tokenizer, "policy"), Losing(tokenizer, evaluator + dtype),
+                                   texts(held_out, tokenizer, 1000), 100)
+    assert found["longppl"]["1000"].value == pytest.approx(value, rel=1e-6)
+    assert found["longppl"]["1000"].protocol.endswith(f"key tokens by losing in {dtype}")
+  for _ in range(2):  # kept the second time, those of each dtype and evaluator apart
+    for dtype in ("float32", "bfloat16"):
+      run(dtype, "one")
+    run("float32", "other")
+  assert loaded == [("one", "float32"), ("one", "bfloat16"), ("other", "float32")]
 
 
 def test_position_loss_is_the_mean_of_each_octave(tokenizer, asked, held_out, tmp_path):
