@@ -30,7 +30,7 @@ from policylong.storage.workdir import read_json, write_json
 def main() -> None:
   """The command."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--grid", type=paths.expand, required=True, metavar="FILE.py",
+  parser.add_argument("--grid", type=paths.flag, required=True, metavar="FILE.py",
                       help="the grid, e.g. experiments/comparison.py")
   parser.add_argument("--workdir", required=True, type=paths.flag, help="where the runs and the table go")
   parser.add_argument("--cell", metavar="NAME-seedN", help="run this one alone, in this process, and write no table")

@@ -111,10 +111,10 @@ def main() -> None:
   parser.add_argument("--model", type=paths.flag, required=True,
                       help="what to convert: an HF directory, GGUF file or hf://ORG/NAME; an Orbax directory, a run's "
                            "working directory or one of its checkpoints")
-  parser.add_argument("--output", type=paths.local, required=True, help="a directory that does not exist yet")
+  parser.add_argument("--output", type=paths.flag, required=True, help="a directory that does not exist yet")
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                       help="of the written weights (default: float32, which holds any source exactly)")
-  parser.add_argument("--base_model", type=paths.expand,
+  parser.add_argument("--base_model", type=paths.flag,
                       help="where the model that a run started from is now, if it has moved since")
   flags = parser.parse_args()
   if flags.direction == "hf-to-orbax":
@@ -128,9 +128,9 @@ def main() -> None:
                     "it out")
   dtype = jnp.dtype(flags.dtype)
   if flags.direction == "hf-to-orbax":
-    difference = hf_to_orbax(model, flags.output, dtype)
+    difference = hf_to_orbax(model, pathlib.Path(flags.output), dtype)
   else:
-    difference = orbax_to_hf(model, flags.output, dtype, flags.base_model)
+    difference = orbax_to_hf(model, pathlib.Path(flags.output), dtype, flags.base_model)
   print(f"written: {flags.output} ({flags.dtype}); read again, its logits on a fixed text differ from the source's "
         f"by at most {difference:.3g}")
 

@@ -50,28 +50,28 @@ def _lengths(text: str) -> tuple[int, ...]:
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--model", type=paths.flag, required=True, help="what is scored, see above")
-  parser.add_argument("--base_model", type=paths.expand,
+  parser.add_argument("--base_model", type=paths.flag,
                       help="where the model that a run started from is now, if it has moved since")
   parser.add_argument("--tasks", required=True, help="task names with commas between them")
   parser.add_argument("--lengths", type=_lengths, default=(), help="prompt lengths in tokens, e.g. 4096,8192")
-  parser.add_argument("--output", type=paths.expand,
+  parser.add_argument("--output", type=paths.flag,
                       help="folder of results.json and answers (default: runs/evaluate/NAME_OF_MODEL)")
   parser.add_argument("--samples", type=_positive, help="a task and length (default: as many as the protocol says)")
   parser.add_argument("--protocol", choices=("nvidia", "helmet"), default="nvidia",
                       help="RULER as NVIDIA's package runs it or as HELMET does (default: %(default)s)")
   parser.add_argument("--seed", type=int, default=42, help="of RULER's prompts (default: %(default)s, the package's)")
   parser.add_argument("--apply_chat_template", action="store_true", help="send prompts as a user's message")
-  parser.add_argument("--documents", type=paths.expand,
+  parser.add_argument("--documents", type=paths.flag,
                       help="held-out text for longppl and position_loss: JSONL, Parquet or .txt files")
   parser.add_argument("--short_window", type=_positive, default=4096,
                       help="longppl's short context in tokens (default: %(default)s)")
-  parser.add_argument("--evaluator", type=paths.expand,
+  parser.add_argument("--evaluator", type=paths.flag,
                       help="the model that names longppl's key tokens, read in --dtype too (default: MODEL itself)")
-  parser.add_argument("--ruler_dir", type=paths.expand, default="material/ruler",
+  parser.add_argument("--ruler_dir", type=paths.flag, default="material/ruler",
                       help="RULER's package and prompt sets; fetched if not there (default: %(default)s)")
-  parser.add_argument("--helmet_dir", type=paths.expand, help="a checkout of HELMET with its data, for helmet")
-  parser.add_argument("--data_dir", type=paths.expand, help="LongBench-v2's data.json or its folder (default: the hub)")
-  parser.add_argument("--include_path", type=paths.expand, help="a folder with YAML tasks for lm-eval, beside its own")
+  parser.add_argument("--helmet_dir", type=paths.flag, help="a checkout of HELMET with its data, for helmet")
+  parser.add_argument("--data_dir", type=paths.flag, help="LongBench-v2's data.json or its folder (default: the hub)")
+  parser.add_argument("--include_path", type=paths.flag, help="a folder with YAML tasks for lm-eval, beside its own")
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16",
                       help="of weights and activations (default: %(default)s)")
   parser.add_argument("--coordinator_address", help="host:port of process 0, for several processes")

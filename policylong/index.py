@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
   builder.add_argument("--output", type=paths.flag, required=True,
                        help="folder for the chunks, their vectors and the index")
   builder.add_argument("--embedder", choices=("minilm", "qwen3", "hashed"), default="minilm", help="what embeds")
-  builder.add_argument("--embedder-path", type=paths.expand, default="material/minilm",
+  builder.add_argument("--embedder-path", type=paths.flag, default="material/minilm",
                        help="folder of its weights and tokenizer")
   builder.add_argument("--embedder-sha256", default="", help="wanted hash of its weights; empty: any")
   builder.add_argument("--max-tokens", type=int, default=256, help="longer texts are cut")
@@ -139,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
   searcher.add_argument("--index", type=paths.flag, required=True, help="folder that build wrote")
   what = searcher.add_mutually_exclusive_group(required=True)
   what.add_argument("--query", help="one query")
-  what.add_argument("--queries", type=paths.expand, help="JSONL file of queries, {id, text} a line")
+  what.add_argument("--queries", type=paths.flag, help="JSONL file of queries, {id, text} a line")
   searcher.add_argument("--k", type=_positive, default=5, help="chunks for each query")
   searcher.set_defaults(run=search)
   return parser

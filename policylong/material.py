@@ -201,10 +201,10 @@ def _wiki_jsonl(directory: pathlib.Path) -> None:
 def main() -> None:
   """Command line: `python -m policylong.material DIR [--ruler]`."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("directory", type=paths.local, help="where the material goes, e.g. material")
+  parser.add_argument("directory", type=paths.flag, help="where the material goes, e.g. material")
   parser.add_argument("--ruler", action="store_true", help="fetch the RULER benchmark into DIR/ruler instead")
   arguments = parser.parse_args()
-  directory = arguments.directory / "ruler" if arguments.ruler else arguments.directory
+  directory = pathlib.Path(arguments.directory, "ruler" if arguments.ruler else "")
   if not (fetch_ruler if arguments.ruler else fetch)(directory):
     print(f"material: already in {directory}")
 

@@ -111,7 +111,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--model", type=paths.flag, required=True,
                       help="an HF directory, a GGUF file, hf://ORG/NAME, a run or one of its checkpoints")
-  parser.add_argument("--base_model", type=paths.expand,
+  parser.add_argument("--base_model", type=paths.flag,
                       help="where the model that a run started from is now, if it has moved since")
   parser.add_argument("--input", type=paths.flag, required=True, help="JSONL file, {id, text} a line")
   parser.add_argument("--output", type=paths.flag, required=True, help="Parquet file to write")

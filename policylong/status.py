@@ -9,6 +9,7 @@ import argparse
 import textwrap
 import time
 
+from policylong import paths
 from policylong.errors import UserError, run_command
 from policylong.report.standing import Standing, standing
 from policylong.report.tables import Run, read_run
@@ -27,7 +28,7 @@ def main() -> None:
   """The command."""
   parser = argparse.ArgumentParser(prog="python -m policylong.status", description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--workdir", required=True, help="the working directory of a run")
+  parser.add_argument("--workdir", type=paths.flag, required=True, help="the working directory of a run")
   workdir = Workdir(parser.parse_args().workdir)
   if not listed(workdir.directory):
     raise UserError(f"--workdir is {workdir.directory}, and nothing lies there: no run has begun in it")

@@ -1,9 +1,13 @@
 """Paths as people write them: ~, brackets, wildcards, URLs, links; and the commands that take them."""
 
+import argparse
+import contextlib
+import importlib
 import json
 import os
 import pathlib
 import sys
+import types
 
 import jax
 import numpy as np
@@ -25,6 +29,7 @@ from policylong.synthesis import storage
 from tests.small_chat import conversation, small_tuning, write_chats, write_model
 from tests.small_run import make_small_run
 
+REPOSITORY = pathlib.Path(__file__).parents[1]
 ODD = "run [1] {a} u\u0308*? 100% @2 #'"
 
 
@@ -63,6 +68,86 @@ def test_every_path_of_a_config_is_expanded_and_the_same_folder_written_otherwis
 @pytest.mark.parametrize("arguments", [["--config=~/c.py:a"], ["--config", "~/c.py:a"]])
 def test_a_config_file_may_lie_at_home(home, arguments):
   assert config_flags._with_home(arguments)[-1].removeprefix("--config=") == f"{home}/c.py:a"
+
+
+class Parsed(Exception):
+  """In the place of a command's work: the parser of its command line."""
+
+
+# What commands take besides paths, numbers and choices.
+NO_PATHS = {"query", "tasks", "instruction", "embedder_sha256", "coordinator_address", "cell"}
+
+
+def options(parser):
+  """(dest, type) of each option that takes a value of any kind; of all sub-commands."""
+  for action in parser._actions:
+    if isinstance(action, argparse._SubParsersAction):
+      for inner in action.choices.values():
+        yield from options(inner)
+    elif action.nargs != 0 and not action.choices:
+      yield action.dest, action.type or str
+
+
+def doors():
+  """The modules that are commands, and their sources."""
+  for path in (*sorted((REPOSITORY / "policylong").rglob("*.py")), REPOSITORY / "experiments" / "grid.py"):
+    if 'if __name__ == "__main__":' in (text := path.read_text()):
+      yield ".".join(path.relative_to(REPOSITORY).with_suffix("").parts), text
+
+
+def test_every_path_that_a_command_takes_may_begin_at_home_and_is_never_empty(home, monkeypatch):
+  def parsed(parser, *_):
+    raise Parsed(parser)
+  monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
+  found = set()
+  for module, text in doors():
+    if "config_flags.parse(" in text:
+      continue  # the next test
+    with pytest.raises(Parsed) as raised:
+      importlib.import_module(module).main()
+    for name, kind in options(raised.value.args[0]):
+      try:
+        value = kind("~/x [1]")
+      except (ValueError, argparse.ArgumentTypeError):
+        continue  # a number
+      if name in NO_PATHS:
+        assert value == "~/x [1]"
+        continue
+      assert os.fspath(value) == f"{home}/x [1]", f"--{name} of {module}"
+      with pytest.raises(argparse.ArgumentTypeError, match="it is empty"):
+        kind("")
+      found.add((module.removesuffix(".__main__").rpartition(".")[-1], name))
+  assert found >= {("status", "workdir"), ("report", "workdir"), ("grid", "workdir"), ("index", "queries"),
+                   ("score", "input"), ("convert", "output"), ("evaluate", "documents"), ("material", "directory")}
+
+
+def test_so_may_those_of_the_commands_that_take_a_config(home, monkeypatch):
+  from absl import flags
+
+  from policylong.commands import run
+  from policylong.devices import hosts
+  names = set()
+  for module, text in doors():
+    if "config_flags.parse(" in text:
+      importlib.import_module(module)
+  for module, defined in flags.FLAGS.flags_by_module_dict().items():
+    names |= {flag.name for flag in defined if module.startswith("policylong.") and flag.flag_type() in (
+        "string", "multi string", "config object")}
+  # --config: above; --json and --benchmark by `paths.local`, --base_model where it is used, with tests of their own.
+  assert names == {"workdir", "config", "json", "benchmark", "base_model"} | {"topology", "coordinator_address"}
+  monkeypatch.setattr(hosts, "joined", lambda *_: contextlib.nullcontext())
+  monkeypatch.setattr(run, "_WORKDIR", types.SimpleNamespace(value="~/runs/x"))
+  for name in ("_COORDINATOR", "_PROCESSES", "_PROCESS"):
+    monkeypatch.setattr(run, name, types.SimpleNamespace(value=None))
+  with run.started(demo_config().mesh) as workdir:
+    assert workdir == f"{home}/runs/x"
+  monkeypatch.setattr(run, "_WORKDIR", types.SimpleNamespace(value=""))
+  with pytest.raises(UserError, match="--workdir is empty"), run.started(demo_config().mesh):
+    pass
+
+
+def demo_config():
+  return config_lib.parse(demo.get_config().to_dict())
 
 
 def test_what_is_there_as_it_is_written_is_no_pattern(tmp_path):
