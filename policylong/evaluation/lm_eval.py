@@ -33,6 +33,8 @@ class PolicyLM(TemplateLM):
   """Answers lm-eval's requests with a policy.
 
   A prompt that does not fit the window loses tokens on its left, all but a BOS, and its document counts as truncated.
+  The last token of what is scored is not read, so that context and continuation have the window and one token, as in
+  lm-eval's own models.
   """
 
   def __init__(self, policy, directory: epath.Path, seed: int = 0):
@@ -141,7 +143,7 @@ class PolicyLM(TemplateLM):
 
   def _pairs(self, questions: list[tuple[str, str]], progress: Callable[[int], None]) -> list[tuple]:
     tokens = [self._encode(context, continuation) for context, continuation in questions]
-    truncated = [len(context) + len(continuation) > self.max_length for context, continuation in tokens]
+    truncated = [len(context) + len(continuation) > self.max_length + 1 for context, continuation in tokens]
     self._warn_of(truncated)
     sums = self._sums([self._windows(*pair) for pair in tokens], progress)
     return list(zip(sums, truncated))
@@ -198,7 +200,7 @@ class PolicyLM(TemplateLM):
     """The pair as one that fits the window; as several where the continuation alone does not."""
     if not continuation:
       return []
-    room = self.max_length - len(continuation)
+    room = self.max_length + 1 - len(continuation)
     return [(self._cut(context, room), continuation)] if room > 0 else self._rolled(context[-1], continuation)
 
   def _cut(self, tokens: list[int], room: int) -> list[int]:
@@ -208,7 +210,7 @@ class PolicyLM(TemplateLM):
     return tokens if len(tokens) <= room else kept + tokens[len(tokens) - room + len(kept):]
 
   def _rolled(self, before: int, tokens: list[int]) -> list[tuple[list[int], list[int]]]:
-    windows = utils.get_rolling_token_windows(tokens, before, max_seq_len=self.max_length - 1, context_len=1)
+    windows = utils.get_rolling_token_windows(tokens, before, max_seq_len=self.max_length, context_len=1)
     return [utils.make_disjoint_window(window) for window in windows]
 
   def _sums(self, windows: Sequence[list[tuple[list[int], list[int]]]],

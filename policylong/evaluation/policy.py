@@ -112,11 +112,12 @@ class Policy:
       progress: called with the number of requests each time some are done.
 
     Raises:
-      UserError: a context is empty, a token unknown, or a pair longer than the window.
+      UserError: a context is empty, a token unknown, or a pair longer than the window without its last token, which is
+        not read.
     """
     rows: dict[tuple[int, ...], list[int]] = {}
     for i, (context, continuation) in enumerate(requests):
-      self._check(f"context {i}", context, len(continuation))
+      self._check(f"context {i}", context, max(len(continuation) - 1, 0))
       rows.setdefault((*context, *continuation)[:-1] if continuation else (), []).append(i)
     result: list = [(0.0, True)] * len(requests)
     progress(len(rows.pop((), ())))

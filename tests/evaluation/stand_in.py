@@ -46,7 +46,7 @@ class StandIn:
   def loglikelihoods(self, requests, progress=lambda count: None):
     found = []
     for context, continuation in requests:
-      assert len(context) >= 1 and len(continuation) >= 1 and len(context) + len(continuation) <= self.window
+      assert len(context) >= 1 and len(continuation) >= 1 and len(context) + len(continuation) - 1 <= self.window
       self.asked.append((list(context), list(continuation)))
       known = self._known(context)
       scores = [-0.5 if letter == known else -1.0 if letter.lower() in "aeiou" else -2.0

@@ -87,10 +87,10 @@ def test_a_tokenizer_without_any_prefix_token_is_told():
 def test_a_prompt_over_the_window_is_cut_on_the_left_counted_and_told_once(caplog):
   policy = StandIn(window=10)
   with caplog.at_level(logging.WARNING, "policylong.evaluation.lm_eval"):
-    _, model = ask(policy, ("0123456789", " abc"), ("012345", "abcd"), ("0123456", "abcd"))
+    _, model = ask(policy, ("0123456789", " abc"), ("0123456", "abcd"), ("01234567", "abcd"))
     model.loglikelihood(pairs(("0123456789", " abc")))
   assert policy.asked[:3] == [(ids(policy, context), ids(policy, text))
-                              for context, text in (("456789", " abc"), ("012345", "abcd"), ("123456", "abcd"))]
+                              for context, text in (("3456789", " abc"), ("0123456", "abcd"), ("1234567", "abcd"))]
   assert model.truncated == {"task": {0, 2}}
   assert len(caplog.records) == 1 and "cut on the left" in caplog.text
 
@@ -100,7 +100,7 @@ def test_a_continuation_longer_than_the_window_is_scored_whole_window_by_window(
   answers, model = ask(policy, ("xyz", "abcdefgh"))
   # Each token once, and the last window as full as the others.
   assert [(policy.tokenizer.decode(context), policy.tokenizer.decode(tokens)) for context, tokens in policy.asked] == [
-      ("z", "abc"), ("c", "def"), ("ef", "gh")]
+      ("z", "abcd"), ("d", "efgh")]
   assert answers == [(2 * -1.0 + 6 * -2.0, False)] and model.truncated == {"task": {0}}
 
 
@@ -143,11 +143,11 @@ def test_a_begin_token_stays_where_a_prompt_is_cut():
   policy.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
       single="<|begin|> $A", special_tokens=[("<|begin|>", begin)])
   model = adapter(policy)
-  model.loglikelihood(pairs(("0123456789", "ab"), ("01234", "ab"), ("0", "abcdefg"), ("0", "abcdefgh")))
-  assert policy.asked[0] == ([begin, *ids(policy, "56789")[1:]], ids(policy, "ab")[1:])
-  assert policy.asked[1] == (ids(policy, "01234"), ids(policy, "ab")[1:])
-  assert policy.asked[2] == (ids(policy, "0")[1:], ids(policy, "abcdefg")[1:])  # no room for both
-  assert sum(len(tokens) for _, tokens in policy.asked[3:]) == 8
+  model.loglikelihood(pairs(("0123456789", "ab"), ("012345", "ab"), ("0", "abcdefgh"), ("0", "abcdefghi")))
+  assert policy.asked[0] == ([begin, *ids(policy, "456789")[1:]], ids(policy, "ab")[1:])
+  assert policy.asked[1] == (ids(policy, "012345"), ids(policy, "ab")[1:])
+  assert policy.asked[2] == (ids(policy, "0")[1:], ids(policy, "abcdefgh")[1:])  # no room for both
+  assert sum(len(tokens) for _, tokens in policy.asked[3:]) == 9
   model.generate_until(prompts(("0123456789", {"until": ["."], "max_gen_toks": 4})))
   assert policy.written[0][0] == [begin, *ids(policy, "789")[1:]]
 
@@ -159,8 +159,28 @@ def test_a_text_is_rolled_over_in_windows_that_predict_each_token_once():
            for i, text in enumerate(("abcde", "", "ae"))]
   assert model.loglikelihood_rolling(texts) == [-1 - 2 - 2 - 2 - 1, 0.0, -2.0]
   assert [(policy.tokenizer.decode(context), policy.tokenizer.decode(tokens)) for context, tokens in policy.asked] == [
-      (END, "abc"), ("bc", "de"), (END, "ae")]
+      (END, "abcd"), ("abcd", "e"), (END, "ae")]
   assert not model.truncated
+
+
+@pytest.mark.parametrize("window", [1, 2, 7, 10, 11])
+def test_as_many_tokens_are_read_as_lm_eval_s_own_models_read(window):
+  """The window is of what is read, which the last token is not: they keep the last window + 1 tokens."""
+  policy = StandIn(window=window)
+  asked = [("0123456", "abcd"[:n]) for n in range(1, min(window, 4) + 1)]
+  _, model = ask(policy, *asked)
+  for (context, continuation), (before, after) in zip(asked, policy.asked, strict=True):
+    assert before + after == ids(policy, context + continuation)[-(window + 1):]
+    assert after == ids(policy, continuation)
+  assert model.truncated.get("task", set()) == {i for i, pair in enumerate(asked) if len("".join(pair)) > window + 1}
+  policy.asked.clear()
+  text = "abcdefghijkl"
+  model.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, arguments=(text,), idx=0,
+                                        metadata=("rolled", 0, 1))])
+  tokens = [policy.tokenizer.eos_token_id, *ids(policy, text)]
+  ends = [*range(window, len(text), window), len(text)]  # a window's last token; each predicts `window` until the last
+  for (before, after), begin, end in zip(policy.asked, [0, *ends[:-1]], ends, strict=True):
+    assert after == tokens[begin + 1:end + 1] and before + after == tokens[:end + 1][-(window + 1):]
 
 
 @pytest.mark.parametrize("until, stop", [([], ()), (["\n", ""], ("\n",)), ("\n\n", ("\n\n",)), (None, ())])

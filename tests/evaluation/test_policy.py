@@ -342,6 +342,12 @@ def test_a_prompt_that_cannot_be_continued_is_told_in_one_sentence(prompts, new,
 def test_a_pair_or_row_beyond_the_window_is_told(folders):
   policy = open_small(folders["qwen3"])
   with pytest.raises(UserError, match="context 0 has 60 tokens, and 5 more"):
-    policy.loglikelihoods([([4] * 60, [4] * 5)])
+    policy.loglikelihoods([([4] * 60, [4] * 6)])
+  # The last token is not read: 65 tokens fill the window of 64, behind which there are 97 that may come.
+  row = [3 + i % 90 for i in range(65)]
+  (whole, _), (most, _), *after = policy.loglikelihoods(
+      [(row[:60], row[60:]), (row[:60], row[60:64]), *((row[:64], [token]) for token in range(97))])
+  assert sum(np.exp(value) for value, _ in after) == pytest.approx(1, abs=1e-5)
+  assert whole == pytest.approx(most + after[row[64]][0], abs=1e-4)
   with pytest.raises(UserError, match="row 0 has 65 tokens: the window"):
     policy.token_nlls([[4] * 65])
