@@ -34,12 +34,12 @@ def run_numbers(workdir: pathlib.Path) -> dict[str, float]:
   screened = [done for done in rounds if "acceptance" in done]
   if screened:
     groups = {name: [done["acceptance"][name] for done in screened] for name in ("own", "control")}
-    numbers |= {f"accepted_{name}": sum(g["accepted"] for g in group) / max(1, sum(g["pairs"] for g in group))
-                for name, group in groups.items()}
+    numbers |= {f"accepted_{name}": sum(g["accepted"] for g in group) / pairs
+                for name, group in groups.items() if (pairs := sum(g["pairs"] for g in group))}
     numbers |= {"positives": sum(done["positives"] for done in screened),
                 "mean_gain": float(np.mean([done["mean_gain"] for done in screened]))}
-  final = read_json(workdir / "final.json")
-  return numbers | ({"offpolicy_gap": final["offpolicy"]["share"]} if final["offpolicy"] else {})
+  gap = read_json(workdir / "final.json")["offpolicy"]
+  return numbers | ({"offpolicy_gap": gap["share"]} if gap and gap["verified"] else {})
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

@@ -463,10 +463,13 @@ def log_summary(summary: dict) -> None:
   if "acceptance" not in summary:
     log.info("round %d: %d sequences, read %.2f times", summary["round"], summary["sequences"], summary["epochs"])
     return
-  own, control = summary["acceptance"]["own"], summary["acceptance"]["control"]
-  log.info("round %d: %d roots, %.1f anchors a root; accepted at epsilon %.3f: own %d of %d (%.2f%%), control %d of %d "
-           "(%.2f%%); %d positives, mean gain %.2f%s", summary["round"], summary["roots"], summary["anchors_per_root"],
-           summary["epsilon"], own["accepted"], own["pairs"], 100 * own["rate"], control["accepted"], control["pairs"],
-           100 * control["rate"], summary["positives"], summary["mean_gain"],
-           "" if summary["offpolicy"] is None else
-           f"; the policy now rejects {100 * summary['offpolicy']['share']:.0f}% of the last round's dependencies")
+
+  def accepted(name: str) -> str:
+    row = summary["acceptance"][name]
+    return f"{name} {row['accepted']} of {row['pairs']}" + (f" ({100 * row['rate']:.2f}%)" if row["pairs"] else "")
+  gap = summary["offpolicy"]
+  log.info("round %d: %d roots, %.1f anchors a root; accepted at epsilon %.3f: %s, %s; %d positives, mean gain %.2f%s",
+           summary["round"], summary["roots"], summary["anchors_per_root"], summary["epsilon"], accepted("own"),
+           accepted("control"), summary["positives"], summary["mean_gain"],
+           f"; the policy now rejects {100 * gap['share']:.0f}% of the last round's dependencies"
+           if gap and gap["verified"] else "")

@@ -76,9 +76,9 @@ def _rounds(run: Run) -> str:
     rows.append([
         str(round_.index), f"step {numbers['policy_step']}" if "policy_step" in numbers else NONE,
         of(numbers["roots_with_positives"], numbers["roots"]) if "roots" in numbers else NONE,
-        *(of(groups[name]["accepted"], groups[name]["pairs"]) if name in groups else NONE
+        *(of(groups[name]["accepted"], groups[name]["pairs"]) if name in groups and groups[name]["pairs"] else NONE
           for name in ("own", "control")),
-        of(gap["rejected"], gap["verified"]) if gap else NONE,
+        of(gap["rejected"], gap["verified"]) if gap.get("verified") else NONE,
         f"{decimal(losses[0])} → {decimal(losses[-1])}" if losses else NONE,
         *(decimal(found[round_.index].value(*column), 3) if round_.index in found else NONE for column in columns)])
   if len(rows) == 1:

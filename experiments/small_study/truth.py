@@ -50,10 +50,10 @@ def measure(workdir: pathlib.Path, corpus: pathlib.Path) -> dict[str, float]:
         "anchors_per_root": done["anchors_per_root"], "roots": done["roots"], "loss_margin": done["loss_margin"],
         "scored_tokens": done["tokens"]["scan"] + done["tokens"]["scored"]}
     numbers |= {f"round{round_.index}/{name}": value for name, value in of_round.items() if value is not None}
-    if done["offpolicy"]:
+    if done["offpolicy"] and done["offpolicy"]["share"] is not None:
       numbers[f"round{round_.index - 1}/offpolicy_gap"] = done["offpolicy"]["share"]
-  if rounds:
-    numbers[f"round{len(rounds)}/offpolicy_gap"] = read_json(folder.final_json)["offpolicy"]["share"]
+  if rounds and (share := read_json(folder.final_json)["offpolicy"]["share"]) is not None:
+    numbers[f"round{len(rounds)}/offpolicy_gap"] = share
   return numbers
 
 

@@ -178,12 +178,13 @@ def overlap(run: Run) -> Markup | None:
 
 def offpolicy(run: Run) -> Markup | None:
   """What each policy would reject of the dependencies accepted in the round before."""
-  drawn = [(round_.index, gap) for round_ in run.rounds if (gap := facts.summary(round_).get("offpolicy"))]
-  final = run.final.get("offpolicy")
-  if final and run.rounds:
+  drawn = [(round_.index, gap) for round_ in run.rounds
+           if (gap := facts.summary(round_).get("offpolicy")) and gap.get("verified")]
+  final = (run.final.get("offpolicy") or {}) if run.rounds else {}
+  if final.get("verified"):
     drawn.append((run.rounds[-1].index + 1, final))
   names = {index: f"{index - 1} → {index}" for index, _ in drawn}
-  if final and run.rounds:
+  if final.get("verified"):
     names[run.rounds[-1].index + 1] = f"{run.rounds[-1].index} → final"
   return _shares(run, [(index, gap.get("share"), of(gap.get("rejected"), gap.get("verified"))) for index, gap in drawn],
                  "Off-policy gap", "share rejected",

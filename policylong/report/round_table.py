@@ -41,7 +41,7 @@ def _percentiles(*names):
 def _group(name):
   def cell(entry):
     row = (entry.get("acceptance") or {}).get(name)
-    return f"{of(row['accepted'], row['pairs'])} ({share(row['rate'])})" if row else NONE
+    return f"{of(row['accepted'], row['pairs'])} ({share(row['rate'])})" if row and row["pairs"] else NONE
   return cell
 
 
@@ -66,10 +66,11 @@ def _right(entry):
   return f"{of(row['right'], row['accepted'])} ({share(row['right'] / row['accepted'])})"
 
 
-def _gap(name):
+def _gap(name=None):
   def cell(entry):
-    gap = (entry.get("offpolicy") or {}).get(name)
-    return f"{of(gap['rejected'], gap['verified'])} ({share(gap['share'])})" if gap and gap["verified"] else NONE
+    gap = entry.get("offpolicy") or {}
+    gap = gap.get(name) if name else gap
+    return f"{of(gap['rejected'], gap['verified'])} ({share(gap['share'])})" if gap and gap.get("verified") else NONE
   return cell
 
 
@@ -111,8 +112,7 @@ _QUANTITIES = (
     ("left out: near copies", "chunks", _nested("excluded", lambda found: count(found.get("near_copy")))),
     ("positive chunks shared with the round before", "share of this round's",
      _nested("overlap", lambda found: f"{count(found.get('shared'))} ({share(found.get('share'))})")),
-    ("off-policy gap", "accepted before, rejected now",
-     _nested("offpolicy", lambda gap: f"{of(gap.get('rejected'), gap.get('verified'))} ({share(gap.get('share'))})")),
+    ("off-policy gap", "accepted before, rejected now", _gap()),
     ("off-policy gap of those surer and right", "accepted before, rejected now", _gap("right")),
     ("off-policy gap of those surer and wrong", "accepted before, rejected now", _gap("wrong")),
     ("scored by the screening", "tokens", _nested("tokens", lambda tokens: count(tokens.get("scored")))),

@@ -62,18 +62,20 @@ def summarise(config: config_lib.Screening, round_: Round, previous: Round | Non
 
 
 def offpolicy_gap(rechecks: pa.Table) -> dict:
-  """How many of an earlier round's accepted dependencies a later policy would reject; of right and of wrong ones."""
+  """How many of an earlier round's accepted dependencies a later policy would reject; of right and of wrong ones.
+
+  The share of none is None: a round with a budget and without a probe, say, has nothing to look at.
+  """
   rejected, right = rechecks["rejected"].to_numpy(), rechecks["right_then"].to_numpy()
 
   def gap(members: np.ndarray) -> dict:
-    count = int(members.sum())
-    return {"verified": count, "rejected": int((rejected & members).sum()),
-            "share": int((rejected & members).sum()) / max(1, count)}
+    verified, lost = int(members.sum()), int((rejected & members).sum())
+    return {"verified": verified, "rejected": lost, "share": lost / verified if verified else None}
   return {**gap(np.ones(len(rejected), bool)), "right": gap(right), "wrong": gap(~right)}
 
 
 def _rate(accepted: int, pairs: int, right: int) -> dict:
-  return {"pairs": pairs, "accepted": accepted, "rate": accepted / max(1, pairs), "right": right}
+  return {"pairs": pairs, "accepted": accepted, "rate": accepted / pairs if pairs else None, "right": right}
 
 
 def _overlap(now: pa.Table, before: pa.Table) -> dict:

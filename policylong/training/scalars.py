@@ -19,8 +19,9 @@ def of_round(summary: Mapping[str, Any]) -> dict[str, float]:
   """
   values = {name: summary.get(name) for name in _ROUND}
   for group, counts in (summary.get("acceptance") or {}).items():
-    values[f"accepted_{group}"] = counts.get("rate")
-  values["offpolicy_gap"] = (summary.get("offpolicy") or {}).get("share")
+    values[f"accepted_{group}"] = counts.get("rate") if counts.get("pairs") else None
+  gap = summary.get("offpolicy") or {}
+  values["offpolicy_gap"] = gap.get("share") if gap.get("verified") else None
   return {f"round/{name}": value for name, value in values.items() if value is not None}
 
 

@@ -15,8 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 import reading
 
+from policylong import status
 from policylong.errors import UserError
 from policylong.report import write_report
+from policylong.report.standing import standing
+from policylong.report.tables import read_run
+from policylong.storage.workdir import Workdir
 
 
 @pytest.fixture(scope="module")
@@ -517,3 +521,21 @@ def test_the_command_line_writes_the_page_even_when_the_corpus_is_gone(tmp_path)
                           text=True)
   assert result.returncode == 0 and result.stdout.strip().endswith("report/index.html")
   assert "ids only" in result.stderr
+
+
+@pytest.mark.parametrize("share", [None, 0.0])  # 0.0 is what earlier versions wrote
+def test_a_share_of_nothing_is_a_dash_and_never_zero(tmp_path, share):
+  fake_run.write(tmp_path, roots=6)
+  folder, gap = tmp_path / "rounds" / "2", {"verified": 0, "rejected": 0, "share": share}
+  groups = json.loads((folder / "DONE.json").read_text())["acceptance"]
+  groups["control"] = {"pairs": 0, "accepted": 0, "rate": share, "right": 0}
+  tell(folder, offpolicy={**gap, "right": gap, "wrong": gap}, acceptance=groups)
+  verdicts = [row for row in rows(tmp_path, 2, "verdicts") if row["kind"] != "control"]
+  pq.write_table(fake_run._table("verdicts", verdicts), folder / "verdicts.parquet")
+  (tmp_path / "final.json").write_text(json.dumps({"policy_step": 48, "offpolicy": gap}))
+  page = written(tmp_path)
+  cells = reading.round_table(page)
+  assert [cells[name][1] for name in cells if name.startswith(("off-policy gap", "accepted: control"))] == ["–"] * 4
+  assert "0 of 0 (" not in page.text
+  run = read_run(Workdir(tmp_path))
+  assert "0 of 0" not in status.text(run, standing(run, Workdir(tmp_path), 0.0))

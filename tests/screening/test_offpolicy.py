@@ -1,15 +1,18 @@
 """The off-policy gap against a plain reading of a scorer whose entropies are known for every row of tokens."""
 
+import logging
 import types
 import zlib
 
 import numpy as np
 import pytest
 
+from policylong import loop
 from policylong.screening import offpolicy
 from policylong.screening.summary import offpolicy_gap
 from policylong.storage import tables
 from policylong.storage.workdir import read_json
+from policylong.training import scalars
 from tests.screening.test_round_tables import BUDGET, judged  # noqa: F401  a fixture
 
 
@@ -77,3 +80,22 @@ def test_rejected_is_what_would_not_pass_any_more(judged, settings):  # noqa: F8
   told = offpolicy_gap(found)
   assert (told["verified"], told["rejected"]) == (len(lost), sum(lost)) and told["share"] == sum(lost) / len(lost)
   assert told["right"]["verified"] + told["wrong"]["verified"] == len(lost)
+
+
+def test_of_nothing_that_was_checked_no_share_is_told(judged, caplog):  # noqa: F811
+  round_, said = judged(10**9, budget=9.0, probe_share=0.0)
+  told = offpolicy_gap(offpolicy.recheck(round_, POLICY, Tokens(), 4))
+  nothing = {"verified": 0, "rejected": 0, "share": None}
+  assert told == {**nothing, "right": nothing, "wrong": nothing}
+  some = {"verified": 4, "rejected": 1, "share": 0.25}
+  caplog.set_level(logging.INFO)
+  for gap, sentence in ((told, False), (some, True)):
+    caplog.clear()
+    loop.log_summary({**said, "offpolicy": gap})
+    assert ("rejects 25%" in caplog.text) == ("rejects" in caplog.text) == sentence
+    assert scalars.of_round({**said, "offpolicy": gap}).get("round/offpolicy_gap") == gap["share"]
+  none = {"pairs": 0, "accepted": 0, "rate": None, "right": 0}
+  without = {**said, "acceptance": {**said["acceptance"], "control": none}}
+  caplog.clear()
+  loop.log_summary(without)
+  assert "control 0 of 0;" in caplog.text and "round/accepted_control" not in scalars.of_round(without)
