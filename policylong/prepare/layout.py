@@ -14,7 +14,7 @@ and when all is done, what corpus/store.py opens:
   documents-<shard>.arrow    ids and texts
   *.npy                      the columns of corpus/builder.py
   bad_records.jsonl          {source, place, reason}: the dead letters
-  removed.jsonl              {id, reason, kept | benchmarks}
+  removed.jsonl              {source, id, reason, kept_row | benchmarks}; kept_row: of a copy, the document that stays
   manifest.json              counts, settings, the sha256 of each file
   summary.json, DONE.json    as of every corpus; DONE.json is written last
 """
