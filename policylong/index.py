@@ -29,26 +29,44 @@ from policylong.storage.workdir import read_json, write_json
 
 _SETTINGS = "index.json"
 _SNIPPET = 160
+# The flags of `build` by the fields that they set, whose bounds are config.py's.
+_FLAGS = {"retrieval.embedder_max_tokens": "--max-tokens", "retrieval.embedder_batch": "--batch",
+          "retrieval.dim": "--dim", "retrieval.leaves": "--leaves", "retrieval.target_recall": "--target-recall",
+          "retrieval.piece_gib": "--piece-gib", "corpus.chunk_chars": "--chunk-chars",
+          "retrieval.embedder": "--embedder"}
 
 
 def build(arguments: argparse.Namespace) -> None:
   """Reads the documents, embeds their chunks, builds the index, and remembers how."""
   output = pathlib.Path(arguments.output)
-  retrieval = config_lib.Retrieval(
-      embedder=arguments.embedder, embedder_path=hub.folder(arguments.embedder_path),
-      embedder_sha256=arguments.embedder_sha256, embedder_max_tokens=arguments.max_tokens,
-      embedder_batch=arguments.batch, query_instruction=arguments.instruction, dim=arguments.dim,
-      index=arguments.index, leaves=arguments.leaves, target_recall=arguments.target_recall,
-      piece_gib=arguments.piece_gib)
-  corpus = open_corpus(config_lib.Corpus(
-      sources=(source_at("input", str(arguments.input)),), root_sources=(), chunk_chars=arguments.chunk_chars,
-      cache_dir=paths.Path(str(output)), prepared=None))
+  retrieval, corpus_config = _configs(arguments)
+  retrieval = dataclasses.replace(retrieval, embedder_path=hub.folder(retrieval.embedder_path))
+  corpus = open_corpus(corpus_config)
   index = open_index(corpus, make_embedder(retrieval), retrieval, output, arguments.seed)
   write_json(output / _SETTINGS, {"corpus": corpus.version, "seed": arguments.seed,
                                   "retrieval": dataclasses.asdict(retrieval)})
   print(f"{corpus.num_chunks:,} chunks of {corpus.num_documents:,} documents -> {output} ({_describe(index)})")
   if corpus.bad_records:
     print("skipped: " + ", ".join(f"{count} {reason}" for reason, count in sorted(corpus.bad_records.items())))
+
+
+def _configs(arguments: argparse.Namespace) -> tuple[config_lib.Retrieval, config_lib.Corpus]:
+  """What `build` was told; a flag out of its bounds is bad usage."""
+  source = source_at("input", str(arguments.input))
+  try:
+    return config_lib.Retrieval(
+        embedder=arguments.embedder, embedder_path=arguments.embedder_path, embedder_sha256=arguments.embedder_sha256,
+        embedder_max_tokens=arguments.max_tokens, embedder_batch=arguments.batch,
+        query_instruction=arguments.instruction, dim=arguments.dim, index=arguments.index, leaves=arguments.leaves,
+        target_recall=arguments.target_recall, piece_gib=arguments.piece_gib), config_lib.Corpus(
+            sources=(source,), root_sources=(), chunk_chars=arguments.chunk_chars,
+            cache_dir=paths.Path(arguments.output), prepared=None)
+  except config_lib.ConfigError as error:
+    sentence = str(error)
+    for field, flag in _FLAGS.items():
+      sentence = sentence.replace(field, flag)
+    arguments.refuse(sentence)
+    raise
 
 
 def search(arguments: argparse.Namespace) -> None:
@@ -132,8 +150,8 @@ def _parser() -> argparse.ArgumentParser:
   builder.add_argument("--piece-gib", type=float, default=16.0,
                        help="memory that building a piece of ScaNN's index may take, GiB")
   builder.add_argument("--chunk-chars", type=int, default=2048, help="characters of whole paragraphs in a chunk")
-  builder.add_argument("--seed", type=int, default=0, help="chooses the queries for the tuning")
-  builder.set_defaults(run=build)
+  builder.add_argument("--seed", type=_natural, default=0, help="chooses the queries for the tuning")
+  builder.set_defaults(run=build, refuse=builder.error)
 
   searcher = commands.add_parser("search", help="print the best chunks", **with_defaults)
   searcher.add_argument("--index", type=paths.flag, required=True, help="folder that build wrote")
@@ -148,6 +166,12 @@ def _parser() -> argparse.ArgumentParser:
 def _positive(text: str) -> int:
   if (value := int(text)) < 1:
     raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+  return value
+
+
+def _natural(text: str) -> int:
+  if (value := int(text)) < 0:
+    raise argparse.ArgumentTypeError(f"{value} is not at least 0")
   return value
 
 

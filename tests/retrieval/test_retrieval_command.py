@@ -81,6 +81,24 @@ def test_mistakes_are_one_sentence(built, monkeypatch, tmp_path):
     run(monkeypatch, "search", f"--index={built}", "--query=x")
 
 
+@pytest.mark.parametrize(("flags", "said"), [
+    (["--dim=0"], "--dim is 0; it must be at least 1"), (["--leaves=0"], "--leaves is 0"),
+    (["--target-recall=2"], "--target-recall is 2.0; it must be between 0.5 and 1.0"),
+    (["--target-recall=nan"], "--target-recall is nan"), (["--chunk-chars=0"], "--chunk-chars is 0"),
+    (["--batch=0"], "--batch is 0"), (["--max-tokens=2"], "--max-tokens is 2; it must be at least 8"),
+    (["--piece-gib=0"], "--piece-gib is 0.0; it must be above 0"), (["--piece-gib=inf"], "--piece-gib is inf"),
+    (["--seed=-1"], "--seed: -1 is not at least 0"), (["--seed=x"], "--seed: invalid"),
+    (["--embedder=minilm", "--dim=8"], "--dim is 8, but --embedder 'minilm'"),
+    (["--output="], "--output: it is empty")])
+def test_a_flag_out_of_its_bounds_is_bad_usage_and_named(tmp_path, monkeypatch, capsys, flags, said):
+  (tmp_path / "a.jsonl").write_text('{"id": "a", "text": "A story."}\n')
+  with pytest.raises(SystemExit) as stopped:
+    run(monkeypatch, "build", f"--input={tmp_path / 'a.jsonl'}", f"--output={tmp_path / 'index'}", "--embedder=hashed",
+        *flags)
+  assert stopped.value.code == 2 and said in capsys.readouterr().err.splitlines()[-1]
+  assert not (tmp_path / "index").exists()
+
+
 def test_the_command_exits_1_without_a_stack_trace(tmp_path):
   done = subprocess.run([sys.executable, "-m", "policylong.index", "search", f"--index={tmp_path}", "--query=x"],
                         capture_output=True, text=True)
