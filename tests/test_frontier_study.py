@@ -154,7 +154,7 @@ def test_a_second_world_tells_of_seeds_and_of_letters(tmp_path):
   seeds, letters = rng.normal(0, 0.1, (5, 1)), rng.normal(0, 0.2, (1, 64))
   other = rng.normal(2.0, 0.3, (5, 64))
   one = other - 0.5 + seeds + letters
-  mean, of_seeds, of_letters, both = second_world.differences({"policylong": one.tolist(), "offline": other.tolist()})
+  mean, of_seeds, of_letters, both = report.differences({"policylong": one.tolist(), "offline": other.tolist()})
   expected = [stats.ttest_1samp((one - other).mean(axis), 0).confidence_interval() for axis in (1, 0)]
   assert mean == pytest.approx((one - other).mean())
   for half, wanted in zip((of_seeds, of_letters), expected):
@@ -166,7 +166,7 @@ def test_a_second_world_tells_of_seeds_and_of_letters(tmp_path):
           for cell, values in {"policylong": one, "offline": other}.items() for seed in range(5)}
   write_json(tmp_path / "second_world.json", {"letters": 64, "runs": runs})
   second_world.read_runs(tmp_path, tuple(range(5)), 64)
-  text = second_world.section(tmp_path)
+  text = report.second_world(tmp_path)
   assert f"| told values, nats | 5 | {mean:.3f} | {of_seeds:.3f} | {of_letters:.3f} | {both:.3f} |" in text
   assert "| true sources verified, points | 5 | 25.000 | 0.000 | 0.000 | 0.000 |" in text
   with pytest.raises(UserError, match="policylong-seed5 holds no finished run"):

@@ -1,11 +1,14 @@
 """RESULTS.md: what was found, in words written by hand (findings.md), and all numbers, from the cells' outcomes."""
 
+import math
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+from scipy import stats
+
 from experiments.cells import Grid
-from experiments.frontier_study import second_world
 from experiments.frontier_study.frontier import HARD, HARD_SOURCES
 from experiments.frontier_study.study import LENGTH
 from experiments.frontier_study.world import NUMBERS
@@ -27,6 +30,9 @@ _SCREENING = ("anchored", "recall", "positives", "positives_true", *(f"sources@{
               "scored_tokens")
 # A token is scored forward only.
 _SCORED_COST = 1 / 3
+# What second_world.py read: letters and what each cost the last policies of these two cells.
+SECOND_WORLD, SECOND_WORLD_CELLS = "second_world.json", ("policylong", "offline")
+_SECOND_WORLD_MEASURES = {"told_nll": "told values, nats", "verified": "true sources verified, points"}
 _BY_SEED = Mapping[int, Mapping[str, float]]
 
 
@@ -60,7 +66,7 @@ def write(grid: Grid, directory: pathlib.Path, findings: pathlib.Path) -> None:
   if REFERENCE in cells:
     parts.append("## Differences, seed by seed\n\nIn brackets the smallest true difference that so many seeds would "
                  "show four times out of five, at the spread that was seen.\n\n" + _differences(cells))
-  parts.append(second_world.section(directory))
+  parts.append(second_world(directory))
   parts.append(_compute(cells, trained))
   chosen = [PRIMARY, *HARDEST, "verified", f"needle_nll/{BASE_LENGTH}"]
   rows = {name: [{"numbers": run} for run in runs.values()] for name, runs in cells.items()}
@@ -94,6 +100,42 @@ def _differences(cells: Mapping[str, _BY_SEED]) -> str:
       columns.append(told(values) + (f" ({detectable(values):.2g})" if len(values) > 1 else ""))
     rows.append((f"{one} − {other}", str(len(both)), *columns))
   return markdown_table(("", "seeds", *measures), rows) + "\n"
+
+
+def second_world(directory: pathlib.Path) -> str:
+  """Of RESULTS.md; nothing if no run was read."""
+  if not (directory / SECOND_WORLD).exists():
+    return ""
+  found = read_json(directory / SECOND_WORLD)
+  rows = []
+  for name, words in _SECOND_WORLD_MEASURES.items():
+    scale = 100 if name == "verified" else 1
+    of = {cell: {run.rpartition("seed")[2]: values[name] for run, values in found["runs"].items()
+                 if run.startswith(f"{cell}-")} for cell in SECOND_WORLD_CELLS}
+    seeds = sorted(of[SECOND_WORLD_CELLS[0]].keys() & of[SECOND_WORLD_CELLS[1]].keys())
+    if len(seeds) > 1:
+      values = differences({cell: [of[cell][seed] for seed in seeds] for cell in SECOND_WORLD_CELLS})
+      rows.append((words, str(len(seeds)), *(f"{scale * value:.3f}" for value in values)))
+  return (f"## Once more on {found['letters']} letters of another world: {' − '.join(SECOND_WORLD_CELLS)}\n\n"
+          "Nothing was chosen by these letters. Halves of 95% intervals: over seeds, over letters, and over both, "
+          "whose variances are added.\n\n" + markdown_table(
+              ("", "seeds", "difference", "± over seeds", "± over letters", "± over both"), rows) + "\n")
+
+
+def differences(values: Mapping[str, list[list[float]]]) -> tuple[float, float, float, float]:
+  """(mean, halves of its 95% intervals over seeds, letters, both) of the first cell minus the second.
+
+  Args:
+    values: cell -> [seeds][letters]. The variances of both means are added, which counts twice what they share, and
+      Student's t has the degrees of freedom of the fewer.
+  """
+  difference = np.subtract(*(np.asarray(values[cell], np.float64) for cell in SECOND_WORLD_CELLS))
+  errors = []
+  for means in (difference.mean(1), difference.mean(0)):
+    errors.append((float(np.std(means, ddof=1)) / math.sqrt(len(means)), len(means) - 1))
+  half = [error * float(stats.t.ppf(0.975, freedom)) for error, freedom in errors]
+  both = math.hypot(*(error for error, _ in errors)) * float(stats.t.ppf(0.975, min(n for _, n in errors)))
+  return float(difference.mean()), *half, both
 
 
 def _compute(cells: Mapping[str, _BY_SEED], trained: Mapping[str, int]) -> str:

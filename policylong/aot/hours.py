@@ -51,7 +51,10 @@ def of_run(config, programs: Mapping[str, Mapping], budget: float | None) -> Hou
 
 
 def roots_of_a_round(config, positives: int = POSITIVES) -> int:
-  """The roots that fill a round's sequences, as the round itself reckons, or the most that it may screen.
+  """The roots that fill a round's sequences, or the most that it may screen.
+
+  A root fills them as `Filling` has it, which a round goes by too; but for entropylong without negatives, which it
+  does not bring.
 
   Args:
     config: of the run.

@@ -129,4 +129,3 @@ def split_prefix(task: Task, text: str) -> tuple[str, str]:
   if at < 0:
     raise RuntimeError(f"a prompt of {task.name} does not end with its answer prefix: {json.dumps(text[-200:])}")
   return text[:at], text[at:]
-
